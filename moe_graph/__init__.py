@@ -1,0 +1,40 @@
+"""moe_graph: `npu_moe_re_routing` complete in graph mode and usable everywhere.
+
+Importing it registers, where they are missing, the operator's schema, fake implementation, eager fallback, autograd and torchair converter.
+
+    functional    moe_re_routing, moe_un_routing: the front end            contract      names, schema, outputs
+    fallback      the operator composed of index_select                     index         the index computation
+    autograd      its gradient                                              validation    the checks of arguments
+    meta/         fake implementation                                       converters/   lowering to GE
+    registration  who registers what, when                                  status        what is registered, from whom
+    debug         fallback against kernel                                   product       what the kernel accepts on which Ascend
+    engine/       executes a lowered GE graph on the CPU                    simulator/    a device for the real torch_npu without CANN
+"""
+
+from moe_graph import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
+from moe_graph.contract import MoeReRoutingOutput, MoeUnRoutingOutput
+from moe_graph.debug import Difference, compare_with_fallback, force_fallback
+from moe_graph.functional import moe_re_routing, moe_un_routing
+from moe_graph.product import set_product
+from moe_graph.registration import register, unregister
+from moe_graph.settings import data_checks
+from moe_graph.status import status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Difference",
+    "MoeReRoutingOutput",
+    "MoeUnRoutingOutput",
+    "compare_with_fallback",
+    "data_checks",
+    "force_fallback",
+    "moe_re_routing",
+    "moe_un_routing",
+    "register",
+    "set_product",
+    "status",
+    "unregister",
+]
+
+register()

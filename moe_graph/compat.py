@@ -1,0 +1,47 @@
+"""What differs between versions of torch and torch_npu, in one place."""
+
+from __future__ import annotations
+
+import torch
+from torch.library import Library
+
+
+def schema_of(qualname: str) -> torch._C.FunctionSchema | None:
+    """The schema of an operator's default overload, or None if nobody has defined it."""
+    try:
+        return torch._C._get_schema(qualname, "")
+    except RuntimeError:
+        return None
+
+
+def define(library: Library, schema: str) -> None:
+    """Define an operator, promising torch.compile what it can be promised (the tag came with torch 2.2)."""
+    tag = getattr(torch.Tag, "pt2_compliant_tag", None)
+    library.define(schema, **({} if tag is None else {"tags": (tag,)}))
+
+
+def impl(library: Library, name: str, function: object, key: str) -> bool:
+    """Register a kernel over one that is there. True if Python had registered the former for this key.
+
+    Up to torch 2.5 `Library.impl` refuses a key that Python has registered before (as torch_npu does for Meta); later it does not.
+    The record it looks at is set aside for the moment of the call.
+    """
+    record = f"{library.ns}/{name}/{key}"
+    replaced = record in torch.library._impls
+    torch.library._impls.discard(record)
+    library.impl(name, function, key)
+    return replaced
+
+
+def destroy(library: Library, replaced: list[str]) -> None:
+    """Take a library's registrations back, and leave the records of the kernels it had replaced as they were."""
+    library._destroy()
+    torch.library._impls.update(f"{library.ns}/{record}" for record in replaced)
+
+
+def is_compiling() -> bool:
+    """Is the caller being traced by torch.compile or torch.export?"""
+    compiler = getattr(torch, "compiler", None)
+    if hasattr(compiler, "is_compiling"):
+        return compiler.is_compiling()
+    return torch._dynamo.is_compiling()
