@@ -17,7 +17,7 @@ from moe_graph.debug import Difference, compare_with_fallback, force_fallback
 from moe_graph.functional import moe_re_routing, moe_un_routing
 from moe_graph.product import set_product
 from moe_graph.registration import register, unregister
-from moe_graph.settings import data_checks
+from moe_graph.settings import check_devices
 from moe_graph.status import status
 
 __version__ = "0.1.0"
@@ -26,8 +26,8 @@ __all__ = [
     "Difference",
     "MoeReRoutingOutput",
     "MoeUnRoutingOutput",
+    "check_devices",
     "compare_with_fallback",
-    "data_checks",
     "force_fallback",
     "moe_re_routing",
     "moe_un_routing",

@@ -29,6 +29,22 @@ def take_rows(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.index_select(x.view(carrier), 0, rows, out=carried_out).view(x.dtype)
 
 
+def _checked_gather_index(counts: Tensor, num_tokens: int) -> Tensor:
+    """The gather index, or the ValueError of `validation.check_counts`.
+
+    On the CPU, torch's repeat_interleave itself refuses negative counts and a sum other than A, so that good counts are not read twice.
+    """
+    if counts.device.type != "cpu":
+        if settings.checks_devices():
+            validation.check_counts(counts, num_tokens)
+        return index.gather_index(counts, num_tokens)
+    try:
+        return index.gather_index(counts, num_tokens)
+    except RuntimeError:
+        validation.check_counts(counts, num_tokens)
+        raise
+
+
 def re_routing(
     tokens: Tensor,
     expert_token_num_per_rank: Tensor,
@@ -54,11 +70,9 @@ def re_routing(
         tokens_dtype=tokens_dtype,
     )
     num_tokens = tokens.shape[0]
-    if settings.checks_data_on(tokens.device.type):
-        validation.check_counts(counts, num_tokens)
+    gather = _checked_gather_index(counts, num_tokens)
 
     out_tokens, out_scales, out_index, out_num = out
-    gather = index.gather_index(counts, num_tokens)
     permute_tokens = take_rows(tokens, gather, out_tokens)
     if scales is not None:
         permute_scales = take_rows(scales, gather, out_scales)

@@ -39,7 +39,7 @@ def moe_re_routing(
         MoeReRoutingOutput(permute_tokens, permute_per_token_scales, permute_token_idx, expert_token_num)
 
     Raises:
-        ValueError: bad shape, dtype, device or attribute; on CPU tensors (see `moe_graph.data_checks`) also a negative count or
+        ValueError: bad shape, dtype, device or attribute; on CPU tensors (elsewhere see `moe_graph.check_devices`) also a negative count or
             counts that do not sum to A. Nothing has been written then.
     """
     arguments = dict(

@@ -1,6 +1,6 @@
 """The index computation of the operator: prefix sums over N x E chunks, then one pass over A. No loop, no device sync.
 
-Memory is O(A + N*E). Computed in int32: positions are bounded by A, and `permute_token_idx` is int32.
+Memory is O(A + N*E). Positions are computed in the dtype of the counts, which holds A, and returned as int32.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ from torch import Tensor
 from moe_graph import contract
 
 
-def _exclusive_sum(sizes: Tensor) -> Tensor:
-    """Start of each chunk when chunks of these sizes stand one after another. [K] -> int32 [K]"""
-    return sizes.cumsum(0, dtype=contract.INDEX_DTYPE).sub_(sizes)
-
-
 def gather_index(expert_token_num_per_rank: Tensor, num_tokens: int) -> Tensor:
     """Source position of every destination position: `permute_tokens[d] == tokens[gather_index[d]]`. int32 [A]
 
-    Inside a chunk source and destination advance together, so their distance is one number per chunk; repeating it over the
-    chunk's tokens and adding the destination position gives the source position.
+    Inside a chunk source and destination advance together, so the distance between them is one number per chunk: the difference of
+    the chunk's ends in the two orders. Repeated over the chunk's tokens it leads from every destination position to its source.
     """
-    counts = expert_token_num_per_rank  # [N, E], chunks in source order
-    by_expert = counts.t().reshape(-1)  # [E*N], chunks in destination order
-    source = _exclusive_sum(counts.reshape(-1)).view(counts.shape).t().reshape(-1)
-    distance = source.sub_(_exclusive_sum(by_expert))
-    index = torch.repeat_interleave(distance, by_expert, output_size=num_tokens)
-    return index.add_(torch.arange(num_tokens, dtype=index.dtype, device=index.device))
+    counts = expert_token_num_per_rank  # [N, E]: its rows are the source order
+    ranks, experts = counts.shape
+    by_expert = counts.t().contiguous().view(-1)  # [E*N]: chunk sizes in destination order
+    source_ends = counts.reshape(-1).cumsum(0, dtype=counts.dtype).view(ranks, experts)
+    ends = by_expert.cumsum(0, dtype=counts.dtype)
+    ends.view(experts, ranks).sub_(source_ends.t())  # now destination - source
+    distance = torch.repeat_interleave(ends, by_expert, output_size=num_tokens)
+    index = torch.arange(num_tokens, dtype=counts.dtype, device=counts.device).sub_(distance)
+    return index.to(contract.INDEX_DTYPE)
 
 
 def scatter_index(expert_token_num_per_rank: Tensor, num_tokens: int) -> Tensor:

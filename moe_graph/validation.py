@@ -20,9 +20,10 @@ def _refuse(argument: str, allowed: str, got: object) -> None:
 
 
 def _check_size(condition: bool | torch.SymBool, argument: str, allowed: str, shape: torch.Size) -> None:
-    torch._check_value(
-        condition, lambda: f"{contract.NAME}: {argument} must be {allowed}, got shape {tuple(shape)}"
-    )
+    if condition is not True:  # a symbolic condition becomes a guard, or a run-time assertion
+        torch._check_value(
+            condition, lambda: f"{contract.NAME}: {argument} must be {allowed}, got shape {tuple(shape)}"
+        )
 
 
 def _check_value(argument: str, value: object, allowed: Collection) -> None:
@@ -85,7 +86,7 @@ def check_arguments(
 
 def check_counts(expert_token_num_per_rank: Tensor, num_tokens: int) -> None:
     """Raise ValueError if a count is negative or the counts do not sum to `num_tokens`. Reads values: a device synchronizes."""
-    counts = expert_token_num_per_rank
+    counts = expert_token_num_per_rank.cpu()
     smallest = int(counts.min())
     if smallest < 0:
         _refuse("expert_token_num_per_rank", "counts >= 0", f"a negative count, {smallest}")
