@@ -1,0 +1,25 @@
+"""A simulated Ascend device: the real torch_npu and the real torchair on a machine with no NPU and no CANN.
+
+Importing this module starts it:
+
+    import moe_graph.simulator
+    tensor.npu()   # torch_npu's own code, on a device of host memory
+
+Which device: MOE_GRAPH_SIM_SOC = A2 (default), A3 or 950; MOE_GRAPH_SIM_DEVICES (default 1); MOE_GRAPH_SIM_MEMORY_GB (default 64) for each.
+Where CANN is installed it says so and stays off.
+
+    device          starting it                           build, symbols  compiling its libraries for the installed wheel
+    *.c             what stands where CANN's libraries would; `aclnnMoeReRouting` is executed and recorded there
+    torchair_core   the stand-in for torchair's extension module: graphs run on the host engine
+    eager           eager operators on NPU tensors, by the CPU's kernels
+
+What computes or communicates and is not modelled raises an error that names the function; it never succeeds silently.
+"""
+
+from moe_graph.simulator.calls import KernelCall, Operand
+from moe_graph.simulator.device import is_active, kernel_calls, soc, start
+from moe_graph.simulator.errors import SimulatorError
+
+__all__ = ["KernelCall", "Operand", "SimulatorError", "is_active", "kernel_calls", "soc", "start"]
+
+start()

@@ -1,0 +1,156 @@
+/* The older way to run an operator: describe its tensors and attributes, then aclopCompileAndExecute. The descriptions are real, so
+ * that torch_npu comes as far as the execution, which fails and names the operator. */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    int32_t dtype, format, rank;
+    int64_t dims[SIM_MAX_DIMS];
+} description;
+
+SIM_API description *aclCreateTensorDesc(int32_t dtype, int rank, const int64_t *dims, int32_t format)
+{
+    if (rank < 0 || rank > SIM_MAX_DIMS || (rank != 0 && dims == NULL)) {
+        sim_fail(ACL_ERROR_INVALID_PARAM, "aclCreateTensorDesc: from 0 to %d dimensions, got %d", SIM_MAX_DIMS, rank);
+        return NULL;
+    }
+    description *made = calloc(1, sizeof *made);
+    if (made == NULL) {
+        sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclCreateTensorDesc: this machine is out of memory");
+        return NULL;
+    }
+    made->dtype = dtype;
+    made->format = format;
+    made->rank = rank;
+    if (rank != 0)
+        memcpy(made->dims, dims, (size_t)rank * sizeof *dims);
+    return made;
+}
+
+SIM_API void aclDestroyTensorDesc(const description *desc)
+{
+    free((void *)desc);
+}
+
+static aclError check(const char *function, const void *handle)
+{
+    return handle != NULL ? ACL_SUCCESS : sim_fail(ACL_ERROR_INVALID_PARAM, "%s: the handle is null", function);
+}
+
+SIM_API void aclSetTensorDescName(description *desc, const char *name)
+{
+    (void)name;
+    check("aclSetTensorDescName", desc);
+}
+
+SIM_API aclError aclSetTensorFormat(description *desc, int32_t format)
+{
+    (void)format;
+    return check("aclSetTensorFormat", desc);
+}
+
+SIM_API aclError aclSetTensorPlaceMent(description *desc, int32_t memory)
+{
+    (void)memory;
+    return check("aclSetTensorPlaceMent", desc);
+}
+
+SIM_API aclError aclSetTensorShape(description *desc, int rank, const int64_t *dims)
+{
+    (void)rank;
+    (void)dims;
+    return check("aclSetTensorShape", desc);
+}
+
+SIM_API int32_t aclGetTensorDescType(const description *desc)
+{
+    return desc == NULL ? -1 : desc->dtype;
+}
+
+SIM_API int32_t aclGetTensorDescFormat(const description *desc)
+{
+    return desc == NULL ? -1 : desc->format;
+}
+
+SIM_API size_t aclGetTensorDescNumDims(const description *desc)
+{
+    return desc == NULL ? 0 : (size_t)desc->rank;
+}
+
+SIM_API aclError aclGetTensorDescDimV2(const description *desc, size_t index, int64_t *size)
+{
+    if (desc == NULL || size == NULL || index >= (size_t)desc->rank)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclGetTensorDescDimV2: null argument, or no dimension %zu", index);
+    *size = desc->dims[index];
+    return ACL_SUCCESS;
+}
+
+typedef struct {
+    void *data;
+    size_t size;
+} data_buffer;
+
+SIM_API data_buffer *aclCreateDataBuffer(void *data, size_t size)
+{
+    data_buffer *made = malloc(sizeof *made);
+    if (made == NULL)
+        sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclCreateDataBuffer: this machine is out of memory");
+    else
+        *made = (data_buffer){data, size};
+    return made;
+}
+
+SIM_API aclError aclDestroyDataBuffer(const data_buffer *buffer)
+{
+    free((void *)buffer);
+    return ACL_SUCCESS;
+}
+
+/* Attributes are taken and forgotten: no operator is there to read them. */
+SIM_API void *aclopCreateAttr(void)
+{
+    void *made = malloc(1);
+    if (made == NULL)
+        sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclopCreateAttr: this machine is out of memory");
+    return made;
+}
+
+SIM_API void aclopDestroyAttr(const void *attributes)
+{
+    free((void *)attributes);
+}
+
+#define SETTER(NAME, ...)                          \
+    SIM_API aclError NAME(void *attributes, const char *name, __VA_ARGS__) \
+    {                                              \
+        (void)name;                                \
+        return check(#NAME, attributes);           \
+    }
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+SETTER(aclopSetAttrBool, uint8_t value)
+SETTER(aclopSetAttrInt, int64_t value)
+SETTER(aclopSetAttrFloat, float value)
+SETTER(aclopSetAttrString, const char *value)
+SETTER(aclopSetAttrDataType, int32_t value)
+SETTER(aclopSetAttrListBool, int count, const uint8_t *values)
+SETTER(aclopSetAttrListInt, int count, const int64_t *values)
+SETTER(aclopSetAttrListFloat, int count, const float *values)
+SETTER(aclopSetAttrListListInt, int count, const int *lengths, const int64_t *const *values)
+
+/* Only the first argument is read; the others are those of CANN's function. */
+SIM_API aclError aclopCompileAndExecute(const char *type, ...)
+{
+    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (aclopCompileAndExecute) is not modelled", type == NULL ? "null" : type);
+}
+
+SIM_API aclError aclopCompileAndExecuteV2(const char *type, ...)
+{
+    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (aclopCompileAndExecuteV2) is not modelled",
+                    type == NULL ? "null" : type);
+}
+#pragma GCC diagnostic pop

@@ -1,0 +1,102 @@
+"""The record of the calls of aclnnMoeReRouting: what torch_npu's C++ adapter handed to the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+_MAX_DIMS = 16  # SIM_MAX_DIMS of sim.h
+
+# aclDataType numbers of the operands that the kernel takes; names as in CANN.
+_DTYPES = {
+    0: "FLOAT",
+    1: "FLOAT16",
+    2: "INT8",
+    3: "INT32",
+    4: "UINT8",
+    9: "INT64",
+    27: "BF16",
+    34: "HIFLOAT8",
+    35: "FLOAT8_E5M2",
+    36: "FLOAT8_E4M3FN",
+    37: "FLOAT8_E8M0",
+    40: "FLOAT4_E2M1",
+    41: "FLOAT4_E1M2",
+}
+
+
+class _TensorRecord(ctypes.Structure):  # tensor_record of moe_re_routing.c
+    _fields_ = [
+        ("dtype", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("dims", ctypes.c_int64 * _MAX_DIMS),
+        ("contiguous", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+class _CallRecord(ctypes.Structure):  # call_record of moe_re_routing.c
+    _fields_ = [
+        ("number", ctypes.c_uint64),
+        ("tokens", _TensorRecord),
+        ("counts", _TensorRecord),
+        ("scales", _TensorRecord),
+        ("expert_token_num_type", ctypes.c_int64),
+        ("idx_type", ctypes.c_int64),
+        ("device", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+    ]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An aclTensor as the kernel saw it: dtype by CANN's name, shape, whether it was contiguous."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    contiguous: bool
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One launch of aclnnMoeReRouting. `number` counts from 1 in this process; `status` is 0 on success, else CANN's error code."""
+
+    number: int
+    tokens: Operand
+    expert_token_num_per_rank: Operand
+    per_token_scales: Operand | None
+    expert_token_num_type: int
+    idx_type: int
+    device: int
+    status: int
+
+
+def _operand(record: _TensorRecord) -> Operand | None:
+    if record.rank < 0:
+        return None
+    return Operand(_DTYPES.get(record.dtype, str(record.dtype)), tuple(record.dims[: record.rank]), bool(record.contiguous))
+
+
+def read(library: ctypes.CDLL) -> list[KernelCall]:
+    """The launches that are still recorded (the last 256), oldest first."""
+    library.moe_sim_call_count.restype = ctypes.c_uint64
+    library.moe_sim_call.restype = ctypes.c_bool
+    library.moe_sim_call.argtypes = [ctypes.c_uint64, ctypes.POINTER(_CallRecord)]
+    calls = []
+    record = _CallRecord()
+    count = library.moe_sim_call_count()
+    for number in range(max(1, count - 255), count + 1):
+        if library.moe_sim_call(number, ctypes.byref(record)):
+            calls.append(
+                KernelCall(
+                    record.number,
+                    _operand(record.tokens),
+                    _operand(record.counts),
+                    _operand(record.scales),
+                    record.expert_token_num_type,
+                    record.idx_type,
+                    record.device,
+                    record.status,
+                )
+            )
+    return calls

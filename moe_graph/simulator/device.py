@@ -1,0 +1,95 @@
+"""Start the simulated device in this process: its libraries first, then the real torch_npu on top of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+
+from moe_graph import cann
+from moe_graph.simulator import build, calls
+from moe_graph.simulator.errors import SimulatorError
+
+SOCS = ("A2", "A3", "950")
+MAX_DEVICES = 64
+SOC_VARIABLE = "MOE_GRAPH_SIM_SOC"
+DEVICES_VARIABLE = "MOE_GRAPH_SIM_DEVICES"
+
+_lock = threading.RLock()
+_library: ctypes.CDLL | None = None
+_stands_aside = False
+
+
+def start() -> bool:
+    """Start the simulated device, unless it runs already. True if it runs, False if it stands aside for a real CANN.
+
+    Raises SimulatorError, in one line, if the environment's choice of product or device count is wrong, or if something is missing:
+    the torch_npu wheel, one of its Python requirements, pyelftools or a C compiler.
+    """
+    global _library, _stands_aside
+    with _lock:
+        if _library is not None or _stands_aside:
+            return _library is not None
+        if cann.is_present():
+            print("moe_graph: CANN is on this machine, the simulated device stays off", file=sys.stderr)
+            _stands_aside = True
+            return False
+        _check_environment()
+        wheel = build.wheel_folder()
+        from moe_graph import torch_import  # noqa: F401  torch without its autoload of torch_npu, if it is not there yet
+
+        if "torch_npu" in sys.modules:
+            raise SimulatorError("torch_npu is loaded already: start the simulated device before it is imported")
+        libraries = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in build.ensure_built()]
+        # torchair's extension module is linked against the whole of GE: the stand-in must be there before torchair is imported.
+        from moe_graph.simulator import torchair_core
+
+        torchair_core.install()
+        _import_torch_npu(wheel)
+        from moe_graph.simulator import eager
+
+        eager.install()
+        _library = libraries[0]
+        return True
+
+
+def _check_environment() -> None:
+    chosen = os.environ.get(SOC_VARIABLE) or "A2"
+    if chosen not in SOCS:
+        raise SimulatorError(f"{SOC_VARIABLE} must be one of {', '.join(SOCS)}, got {chosen!r}")
+    count = os.environ.get(DEVICES_VARIABLE) or "1"
+    if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_DEVICES):
+        raise SimulatorError(f"{DEVICES_VARIABLE} must be a number from 1 to {MAX_DEVICES}, got {count!r}")
+
+
+def _import_torch_npu(wheel) -> None:
+    # Launches are finished when they return here, so torch_npu's task queue would only make errors surface later than their cause.
+    os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
+    try:
+        import torch_npu  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise SimulatorError(f"torch_npu needs the Python package {error.name}, which is missing: pip install {error.name}") from error
+    except (ImportError, OSError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SimulatorError(f"torch_npu at {wheel} does not load on the simulated device: {line}") from error
+
+
+def is_active() -> bool:
+    """Does the simulated device run in this process?"""
+    return _library is not None
+
+
+def soc() -> str | None:
+    """The simulated product ("A2", "A3" or "950"), or None if the simulated device does not run."""
+    return (os.environ.get(SOC_VARIABLE) or "A2") if is_active() else None
+
+
+def kernel_calls() -> list[calls.KernelCall]:
+    """The calls of aclnnMoeReRouting so far (at most the last 256), oldest first: what torch_npu's adapter handed to the kernel.
+
+    Raises SimulatorError if the simulated device does not run.
+    """
+    if _library is None:
+        raise SimulatorError("the simulated device does not run in this process: import moe_graph.simulator")
+    return calls.read(_library)

@@ -1,0 +1,79 @@
+/* The recent error message of a thread, and the ways in which a function that is not modelled fails. */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MESSAGE_LENGTH 1024
+
+static _Thread_local char message[MESSAGE_LENGTH];
+static _Thread_local char handed_out[MESSAGE_LENGTH];
+static _Thread_local aclError last_error;
+
+aclError sim_fail(aclError code, const char *format, ...)
+{
+    int used = snprintf(message, sizeof message, "simulated device: ");
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message + used, sizeof message - (size_t)used, format, arguments);
+    va_end(arguments);
+    last_error = code;
+    return code;
+}
+
+/* CANN hands a message out once: a later success must not be followed by an old message. */
+SIM_API const char *aclGetRecentErrMsg(void)
+{
+    memcpy(handed_out, message, sizeof message);
+    message[0] = '\0';
+    return handed_out;
+}
+
+SIM_API aclError aclrtPeekAtLastError(int32_t level)
+{
+    (void)level;
+    return last_error;
+}
+
+SIM_API aclError aclrtGetLastError(int32_t level)
+{
+    aclError error = aclrtPeekAtLastError(level);
+    last_error = ACL_SUCCESS;
+    return error;
+}
+
+aclError sim_not_modelled(const char *function)
+{
+    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s is not modelled", function);
+}
+
+void *sim_not_modelled_pointer(const char *function)
+{
+    sim_not_modelled(function);
+    return NULL;
+}
+
+int32_t sim_not_modelled_hccl(const char *function)
+{
+    sim_not_modelled(function);
+    return HCCL_ERROR_NOT_SUPPORTED;
+}
+
+/* A C++ function of unknown return type has no code to return: throw std::runtime_error, through the function by which libstdc++
+ * itself throws it. Where there is no libstdc++ there is no handler either. */
+void sim_not_modelled_cpp(const char *function)
+{
+    char text[MESSAGE_LENGTH];
+    snprintf(text, sizeof text, "simulated device: C++ function %s is not modelled", function);
+    sim_not_modelled(function);
+    void (*throw_runtime_error)(const char *) = NULL;
+    *(void **)&throw_runtime_error = dlsym(RTLD_DEFAULT, "_ZSt21__throw_runtime_errorPKc");
+    if (throw_runtime_error != NULL)
+        throw_runtime_error(text);
+    fprintf(stderr, "%s\n", text);
+    abort();
+}

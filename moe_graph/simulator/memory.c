@@ -1,0 +1,347 @@
+/* Device memory, which is host memory behind device pointers; pinned host memory; copies.
+ *
+ * Every allocation is known by address, so that sizes are accounted, a wild or stale device pointer is refused, and a pointer can be
+ * told to be of the device or of the host. The table is a sorted array: torch_npu's caching allocator makes few, large allocations.
+ */
+#define _GNU_SOURCE
+#include "sim.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 512
+#define MAX_DEVICES 64
+#define DEFAULT_GIB 64.0
+
+typedef enum { ON_DEVICE, ON_HOST, REGISTERED_HOST } place;
+
+typedef struct {
+    char *start;
+    size_t size;
+    place where;
+    int32_t device; /* ON_DEVICE only */
+} allocation;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static allocation *table;
+static size_t table_size, table_capacity;
+static size_t used_bytes[MAX_DEVICES];
+
+/* Bytes of one device: 64 GiB, or MOE_GRAPH_SIM_MEMORY_GB (a fraction is fine). 0, with a message, if that is no number. */
+static size_t device_capacity(void)
+{
+    const char *text = getenv("MOE_GRAPH_SIM_MEMORY_GB");
+    if (text == NULL || text[0] == '\0')
+        return (size_t)(DEFAULT_GIB * (1 << 30));
+    char *end = NULL;
+    errno = 0;
+    double gib = strtod(text, &end);
+    if (errno != 0 || *end != '\0' || !(gib > 0 && gib <= 1 << 20)) {
+        sim_fail(ACL_ERROR_INVALID_PARAM, "MOE_GRAPH_SIM_MEMORY_GB must be a positive number, got \"%s\"", text);
+        return 0;
+    }
+    return (size_t)(gib * (1 << 30));
+}
+
+/* Index of the last allocation that starts at or before `pointer`, or table_size if there is none. The lock is held. */
+static size_t find(const void *pointer)
+{
+    size_t low = 0, high = table_size;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if ((uintptr_t)table[middle].start <= (uintptr_t)pointer)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low == 0 ? table_size : low - 1;
+}
+
+static bool insert(allocation entry)
+{
+    if (table_size == table_capacity) {
+        size_t capacity = table_capacity ? 2 * table_capacity : 64;
+        allocation *grown = realloc(table, capacity * sizeof *table);
+        if (grown == NULL)
+            return false;
+        table = grown;
+        table_capacity = capacity;
+    }
+    size_t before = find(entry.start);
+    size_t at = before == table_size ? 0 : before + 1;
+    memmove(table + at + 1, table + at, (table_size - at) * sizeof *table);
+    table[at] = entry;
+    table_size++;
+    return true;
+}
+
+/* Take the allocation that starts at `pointer` out of the table; false if none of that kind does. */
+static bool take(void *pointer, place where, allocation *taken)
+{
+    pthread_mutex_lock(&lock);
+    size_t at = find(pointer);
+    bool found = at != table_size && table[at].start == pointer && table[at].where == where;
+    if (found) {
+        *taken = table[at];
+        table_size--;
+        memmove(table + at, table + at + 1, (table_size - at) * sizeof *table);
+        if (where == ON_DEVICE)
+            used_bytes[taken->device] -= taken->size;
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+static aclError allocate(const char *function, void **pointer, size_t size, place where)
+{
+    if (pointer == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: the pointer to fill is null", function);
+    *pointer = NULL;
+    if (size == 0 || size > SIZE_MAX - ALIGNMENT)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: size must be from 1 on, got %zu", function, size);
+    allocation entry = {NULL, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, where, -1};
+    if (where == ON_DEVICE) {
+        entry.device = sim_current_device();
+        if (entry.device < 0)
+            return sim_fail(ACL_ERROR_CONTEXT_NULL, "%s: this thread has set no device", function);
+        size_t capacity = device_capacity();
+        if (capacity == 0)
+            return ACL_ERROR_INVALID_PARAM;
+        pthread_mutex_lock(&lock);
+        size_t used = used_bytes[entry.device];
+        bool fits = used <= capacity && entry.size <= capacity - used;
+        if (fits)
+            used_bytes[entry.device] += entry.size;
+        pthread_mutex_unlock(&lock);
+        if (!fits)
+            return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: device %d is out of memory: %zu bytes asked, %zu of %zu free", function,
+                            entry.device, size, used < capacity ? capacity - used : 0, capacity);
+    }
+    void *block = NULL;
+    bool made = posix_memalign(&block, ALIGNMENT, entry.size) == 0;
+    pthread_mutex_lock(&lock);
+    entry.start = block;
+    bool kept = made && insert(entry);
+    if (!kept && where == ON_DEVICE)
+        used_bytes[entry.device] -= entry.size;
+    pthread_mutex_unlock(&lock);
+    if (!kept) {
+        if (made)
+            free(block);
+        return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: this machine has no %zu bytes left behind the simulated device", function, size);
+    }
+    *pointer = block;
+    return ACL_SUCCESS;
+}
+
+static aclError release(const char *function, void *pointer, place where)
+{
+    allocation taken;
+    if (!take(pointer, where, &taken))
+        return sim_fail(ACL_ERROR_MEMORY_FREE, "%s: %p is not the start of a live %s allocation", function, pointer,
+                        where == ON_DEVICE ? "device" : "host");
+    free(taken.start);
+    return ACL_SUCCESS;
+}
+
+/* ---- device memory ---- */
+
+SIM_API aclError aclrtMalloc(void **pointer, size_t size, int32_t policy)
+{
+    (void)policy;
+    return allocate("aclrtMalloc", pointer, size, ON_DEVICE);
+}
+
+SIM_API aclError aclrtMallocAlign32(void **pointer, size_t size, int32_t policy)
+{
+    (void)policy;
+    return allocate("aclrtMallocAlign32", pointer, size, ON_DEVICE);
+}
+
+SIM_API aclError aclrtFree(void *pointer)
+{
+    return release("aclrtFree", pointer, ON_DEVICE);
+}
+
+SIM_API aclError aclrtGetMemInfo(int32_t attribute, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)attribute; /* one kind of memory: huge pages and normal ones are counted together */
+    if (free_bytes == NULL || total_bytes == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtGetMemInfo: %s is null", free_bytes == NULL ? "free" : "total");
+    int32_t device = sim_current_device();
+    if (device < 0)
+        return sim_fail(ACL_ERROR_CONTEXT_NULL, "aclrtGetMemInfo: this thread has set no device");
+    size_t capacity = device_capacity();
+    if (capacity == 0)
+        return ACL_ERROR_INVALID_PARAM;
+    pthread_mutex_lock(&lock);
+    size_t used = used_bytes[device];
+    pthread_mutex_unlock(&lock);
+    *total_bytes = capacity;
+    *free_bytes = used < capacity ? capacity - used : 0;
+    return ACL_SUCCESS;
+}
+
+/* ---- host memory ---- */
+
+SIM_API aclError aclrtMallocHost(void **pointer, size_t size)
+{
+    return allocate("aclrtMallocHost", pointer, size, ON_HOST);
+}
+
+SIM_API aclError aclrtMallocHostWithCfg(void **pointer, uint64_t size, void *configuration)
+{
+    (void)configuration;
+    return allocate("aclrtMallocHostWithCfg", pointer, size, ON_HOST);
+}
+
+SIM_API aclError aclrtFreeHost(void *pointer)
+{
+    return release("aclrtFreeHost", pointer, ON_HOST);
+}
+
+SIM_API aclError aclrtHostRegisterV2(void *pointer, uint64_t size, uint32_t flags)
+{
+    (void)flags;
+    if (pointer == NULL || size == 0)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtHostRegister: the pointer is null or the size is 0");
+    allocation entry = {pointer, size, REGISTERED_HOST, -1};
+    pthread_mutex_lock(&lock);
+    bool kept = insert(entry);
+    pthread_mutex_unlock(&lock);
+    return kept ? ACL_SUCCESS : sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclrtHostRegister: this machine is out of memory");
+}
+
+/* Host and device share one address space here, so the device's address of host memory is the same one. */
+SIM_API aclError aclrtHostRegister(void *pointer, uint64_t size, int32_t type, void **device_pointer)
+{
+    (void)type;
+    if (device_pointer == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtHostRegister: devPtr is null");
+    *device_pointer = pointer;
+    return aclrtHostRegisterV2(pointer, size, 0);
+}
+
+SIM_API aclError aclrtHostUnregister(void *pointer)
+{
+    allocation taken;
+    if (!take(pointer, REGISTERED_HOST, &taken))
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtHostUnregister: %p is not registered", pointer);
+    return ACL_SUCCESS;
+}
+
+/* ---- whose memory is it? ---- */
+
+/* The live allocation that holds `pointer`; false if none does. */
+static bool look_up(const void *pointer, allocation *found)
+{
+    pthread_mutex_lock(&lock);
+    size_t at = find(pointer);
+    bool inside = at != table_size && (uintptr_t)pointer - (uintptr_t)table[at].start < table[at].size;
+    if (inside)
+        *found = table[at];
+    pthread_mutex_unlock(&lock);
+    return inside;
+}
+
+typedef struct {
+    uint32_t id;
+    int32_t type;
+    uint32_t page_size;
+    uint32_t reserved[4];
+} pointer_attributes;
+
+SIM_API aclError aclrtPointerGetAttributes(const void *pointer, pointer_attributes *attributes)
+{
+    enum { HOST = 0, DEVICE = 1, UNREGISTERED = 2 };
+    if (attributes == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtPointerGetAttributes: attributes is null");
+    memset(attributes, 0, sizeof *attributes);
+    attributes->type = UNREGISTERED;
+    allocation found;
+    if (look_up(pointer, &found)) {
+        attributes->type = found.where == ON_DEVICE ? DEVICE : HOST;
+        attributes->id = found.where == ON_DEVICE ? (uint32_t)found.device : 0;
+    }
+    return ACL_SUCCESS;
+}
+
+aclError sim_check_device_range(const char *what, const void *pointer, size_t bytes)
+{
+    if (bytes == 0)
+        return ACL_SUCCESS;
+    allocation found;
+    if (!look_up(pointer, &found) || found.where != ON_DEVICE)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %p is not memory of a device", what, pointer);
+    size_t left = found.size - (size_t)((const char *)pointer - found.start);
+    if (bytes > left)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes at %p run %zu bytes past the end of their allocation", what, bytes, pointer,
+                        bytes - left);
+    return ACL_SUCCESS;
+}
+
+/* ---- copies ---- */
+
+static aclError copy(const char *function, void *to, size_t room, const void *from, size_t count, int32_t kind)
+{
+    enum { HOST_TO_HOST, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE };
+    if (count == 0)
+        return ACL_SUCCESS;
+    if (to == NULL || from == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %s is null", function, to == NULL ? "dst" : "src");
+    if (count > room)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes do not fit into destMax = %zu", function, count, room);
+    aclError error = ACL_SUCCESS;
+    if (kind == HOST_TO_DEVICE || kind == DEVICE_TO_DEVICE)
+        error = sim_check_device_range(function, to, count);
+    if (error == ACL_SUCCESS && (kind == DEVICE_TO_HOST || kind == DEVICE_TO_DEVICE))
+        error = sim_check_device_range(function, from, count);
+    if (error == ACL_SUCCESS)
+        memmove(to, from, count);
+    return error;
+}
+
+SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t count, int32_t kind)
+{
+    return copy("aclrtMemcpy", to, room, from, count, kind);
+}
+
+SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t count, int32_t kind, aclrtStream stream)
+{
+    aclError error = sim_check_stream("aclrtMemcpyAsync", stream);
+    return error != ACL_SUCCESS ? error : copy("aclrtMemcpyAsync", to, room, from, count, kind);
+}
+
+SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t count, int32_t kind, aclrtStream stream)
+{
+    aclError error = sim_check_stream("aclrtMemcpyAsyncWithCondition", stream);
+    return error != ACL_SUCCESS ? error : copy("aclrtMemcpyAsyncWithCondition", to, room, from, count, kind);
+}
+
+static aclError set(const char *function, void *pointer, size_t room, int32_t value, size_t count)
+{
+    if (count == 0)
+        return ACL_SUCCESS;
+    if (pointer == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: devPtr is null", function);
+    if (count > room)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes do not fit into maxCount = %zu", function, count, room);
+    aclError error = sim_check_device_range(function, pointer, count);
+    if (error == ACL_SUCCESS)
+        memset(pointer, value, count);
+    return error;
+}
+
+SIM_API aclError aclrtMemset(void *pointer, size_t room, int32_t value, size_t count)
+{
+    return set("aclrtMemset", pointer, room, value, count);
+}
+
+SIM_API aclError aclrtMemsetAsync(void *pointer, size_t room, int32_t value, size_t count, aclrtStream stream)
+{
+    aclError error = sim_check_stream("aclrtMemsetAsync", stream);
+    return error != ACL_SUCCESS ? error : set("aclrtMemsetAsync", pointer, room, value, count);
+}
