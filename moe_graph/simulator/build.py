@@ -171,5 +171,6 @@ def stub_source(names: tuple[str, ...]) -> str:
         elif _RETURNS_POINTER.match(name):
             lines.append(f'STUB void *{name}(void) {{ return sim_not_modelled_pointer("{name}"); }}')
         else:
-            lines.append(f'STUB aclError {name}(void) {{ return sim_not_modelled("{name}"); }}')
+            operator = name[: -len("GetWorkspaceSize")] if name.endswith("GetWorkspaceSize") else name  # both phases name the operator
+            lines.append(f'STUB aclError {name}(void) {{ return sim_not_modelled("{operator}"); }}')
     return "\n".join(lines) + "\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import sys
 import threading
@@ -15,6 +17,8 @@ SOCS = ("A2", "A3", "950")
 MAX_DEVICES = 64
 SOC_VARIABLE = "MOE_GRAPH_SIM_SOC"
 DEVICES_VARIABLE = "MOE_GRAPH_SIM_DEVICES"
+
+_NO_CANN = "Warning: ASCEND_HOME_PATH environment variable is not set."
 
 _lock = threading.RLock()
 _library: ctypes.CDLL | None = None
@@ -67,12 +71,34 @@ def _import_torch_npu(wheel) -> None:
     # Launches are finished when they return here, so torch_npu's task queue would only make errors surface later than their cause.
     os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
     try:
-        import torch_npu  # noqa: F401
+        with contextlib.redirect_stdout(_WithoutLine(sys.stdout, _NO_CANN)):
+            import torch_npu  # noqa: F401
     except ModuleNotFoundError as error:
         raise SimulatorError(f"torch_npu needs the Python package {error.name}, which is missing: pip install {error.name}") from error
     except (ImportError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SimulatorError(f"torch_npu at {wheel} does not load on the simulated device: {line}") from error
+
+
+class _WithoutLine(io.TextIOBase):
+    """Standard output, less one line: torch_npu prints on import that CANN's folder is not set, which is what one simulates for."""
+
+    def __init__(self, stream, line: str) -> None:
+        self._stream = stream
+        self._line = line
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        if text == self._line:
+            self._dropped = True
+        elif self._dropped and text == "\n":
+            self._dropped = False
+        else:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def is_active() -> bool:

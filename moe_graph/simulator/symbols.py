@@ -62,7 +62,7 @@ def requirements(wheel: Path) -> Requirements:
     # An operator is a pair of functions; one of the two names may have been built at run time.
     for name in list(looked_up):
         if _ACLNN.match(name):
-            base = name.removesuffix(_WORKSPACE) if hasattr(name, "removesuffix") else re.sub(f"{_WORKSPACE}$", "", name)
+            base = name.removesuffix(_WORKSPACE)
             looked_up.update((base, base + _WORKSPACE))
     own = {file.name for file in files}
     found = _Found()
