@@ -96,8 +96,11 @@ class TorchNpuGraphBase:
         devices = [tensor.device for tensor in inputs if is_npu(tensor)]
         if devices:
             torch.npu.synchronize(devices[0])  # launches that wait in torch_npu's queue come first
-        results = program.run([cpu_view(tensor) if is_npu(tensor) else tensor.detach() for tensor in inputs])
+        host_inputs = [cpu_view(tensor) if is_npu(tensor) else tensor.detach() for tensor in inputs]
+        results = program.run(host_inputs)
         device = _output_device(devices)
+        if device.type == "cpu":
+            results = _apart_from(results, host_inputs)
         targets = list(assigned or [])
         targets += [None] * (len(results) - len(targets))
         return [_hand_out(result, target, device, position) for position, (result, target) in enumerate(zip(results, targets))]
@@ -121,6 +124,12 @@ def _output_device(devices: list[torch.device]) -> torch.device:
     if "torch_npu" in sys.modules:
         return torch.device("npu", torch.npu.current_device())
     return torch.device("cpu")
+
+
+def _apart_from(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """GE's outputs have memory of their own, also where the graph hands an input through."""
+    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
+    return [result.clone() if result.numel() and result.untyped_storage().data_ptr() in taken else result for result in results]
 
 
 def _hand_out(result: Tensor, target: Tensor | None, device: torch.device, position: int) -> Tensor:

@@ -1,0 +1,34 @@
+"""The command line: `python -m moe_graph COMMAND ...`. Each command is a function `main(argv)` of a module; add it to the table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Command -> (module, what it does). The module is imported when its command is run.
+COMMANDS = {
+    "run": ("moe_graph.launch", "run a script or module on the simulated device"),
+    "status": ("moe_graph.show_status", "show what is registered for npu_moe_re_routing, and from whom"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    width = max(map(len, COMMANDS)) + 2
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_graph",
+        description="npu_moe_re_routing in graph mode and everywhere",
+        epilog="commands:\n" + "\n".join(f"  {name:{width}}{help_text}" for name, (_, help_text) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below; COMMAND --help says more")
+    command = parser.parse_args(argv[:1]).command
+    module, _ = COMMANDS[command]
+    return importlib.import_module(module).main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

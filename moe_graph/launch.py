@@ -1,0 +1,66 @@
+"""`python -m moe_graph run`: run a script or module as Python itself does, with the simulated device on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_graph run",
+        description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
+        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] (SCRIPT | -m MODULE) [ARGS ...]",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
+    parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
+    parser.add_argument("--devices", type=int, metavar="N", help="how many devices (default 1, or MOE_GRAPH_SIM_DEVICES)")
+    parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
+    parser.add_argument("target", nargs=argparse.REMAINDER, help="the script or module, and its arguments")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the target. Its exit code and its exceptions are Python's own; 1 if the simulated device cannot start."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not options.target:
+        parser.error("a SCRIPT, or -m MODULE, is required")
+    if options.soc is not None:
+        os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
+    if options.devices is not None:
+        os.environ["MOE_GRAPH_SIM_DEVICES"] = str(options.devices)
+    if not _start(options.quiet):
+        return 1
+    sys.argv = list(options.target)
+    if options.module:
+        runpy.run_module(options.target[0], run_name="__main__", alter_sys=True)
+    else:
+        # python -m has put the working directory first; a script is found beside its own files instead.
+        sys.path[0] = os.path.dirname(os.path.realpath(options.target[0]))
+        runpy.run_path(options.target[0], run_name="__main__")
+    return 0
+
+
+def _start(quiet: bool) -> bool:
+    """Import starts the device, so it comes after the environment is set. The errors of its start are one line."""
+    try:
+        from moe_graph import simulator
+    except RuntimeError as error:
+        if type(error).__name__ != "SimulatorError":
+            raise
+        print(f"moe_graph: {error}", file=sys.stderr)
+        return False
+    if simulator.is_active() and not quiet:
+        import torch
+
+        count = torch.npu.device_count()
+        print(
+            f"moe_graph: simulated {torch.npu.get_device_name()} ({simulator.soc()}), {count} device{'s' * (count != 1)}; "
+            "results are computed on the CPU, times mean nothing",
+            file=sys.stderr,
+        )
+    return True
