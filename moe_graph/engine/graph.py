@@ -1,0 +1,242 @@
+"""A GE graph, parsed from protobuf and planned once: order, bound inputs and attributes, constants, last uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from torch import Tensor
+
+from moe_graph.engine import attributes, dtypes, proto, registry
+from moe_graph.engine.dtypes import GeType
+from moe_graph.engine.errors import GraphError
+
+DATA_TYPES = ("Data", "RefData")
+CONST_TYPES = ("Const", "Constant")
+OUTPUT_TYPE = "NetOutput"
+# Attributes that place or lay out and never change a value. Those that begin with "_" are torchair's and GE's notes.
+_NOTES = frozenset({"input_layout_info", "output_layout_info", "torchair_enable_data_dump", "op_exec_never_timeout"})
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """An input or output as the graph describes it: GE name, type (None: left open) and dimensions (-1 unknown, [-2] unknown rank)."""
+
+    name: str
+    type: GeType | None
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Node:
+    """A planned node. `slots` are the values of its data inputs, (node index, output index), in the node's order."""
+
+    index: int
+    name: str
+    type: str
+    source: str
+    inputs: tuple[Descriptor, ...]
+    outputs: tuple[Descriptor, ...]
+    slots: tuple[tuple[int, int], ...] = ()
+    controls: tuple[int, ...] = ()
+    kernel: registry.Kernel | None = None
+    bound: tuple[Any, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        origin = f", from {self.source}" if self.source else ""
+        return f"node {self.name!r} (GE type {self.type}{origin})"
+
+
+@dataclass
+class Plan:
+    """What the evaluator runs.
+
+    nodes      every node, by index           order      indices of the nodes to run, inputs and constants left out
+    data       index of each Data node, by position of the run-time input
+    constants  values known from the start    results    slots of the outputs, in order
+    frees      after node i has run, the slots no later node reads
+    """
+
+    name: str
+    nodes: list[Node]
+    order: list[int]
+    data: dict[int, Node]
+    constants: dict[tuple[int, int], Tensor]
+    results: list[tuple[int, int]]
+    frees: dict[int, list[tuple[int, int]]]
+
+
+def parse(serialized: bytes) -> Any:
+    """The one GraphDef of a serialized ModelDef. Raises GraphError if the bytes are no such thing."""
+    model = proto.messages().ModelDef()
+    try:
+        model.ParseFromString(serialized)
+    except (DecodeError, RuntimeError) as error:
+        raise GraphError(f"not a serialized ModelDef: {error}") from error
+    if len(model.graph) != 1:
+        raise GraphError(f"a ModelDef must hold one graph, got {len(model.graph)}")
+    return model.graph[0]
+
+
+def plan(graph: Any) -> Plan:
+    """Plan a GraphDef. Raises GraphError that names the node: unknown type, missing input, cycle, duplicate name, no NetOutput."""
+    nodes = [_node(index, op) for index, op in enumerate(graph.op)]
+    by_name: dict[str, Node] = {}
+    for node in nodes:
+        if node.name in by_name:
+            raise GraphError(f"two nodes are named {node.name!r}")
+        by_name[node.name] = node
+    for node, op in zip(nodes, graph.op):
+        _connect(node, op, by_name)
+    outputs = [node for node in nodes if node.type == OUTPUT_TYPE]
+    if len(outputs) != 1:
+        raise GraphError(f"graph {graph.name!r} must have one NetOutput, got {len(outputs)}")
+
+    needed = _order(nodes, outputs[0])
+    constants, data, order = {}, {}, []
+    for index in needed:
+        node, op = nodes[index], graph.op[index]
+        if node.type in CONST_TYPES:
+            constants[index, 0] = _constant(node, op)
+        elif node.type not in DATA_TYPES and node.type != OUTPUT_TYPE:
+            _bind(node, op)
+            order.append(index)
+    for node, op in zip(nodes, graph.op):
+        if node.type in DATA_TYPES:
+            position = op.attr["index"].i
+            if position in data:
+                raise GraphError(f"{node} and {data[position]} both take input {position}")
+            data[position] = node
+    if sorted(data) != list(range(len(data))):
+        raise GraphError(f"graph {graph.name!r}: the Data nodes take inputs {sorted(data)}, not each once from 0 on")
+    results = list(outputs[0].slots)
+    return Plan(graph.name, nodes, order, data, constants, results, _frees(nodes, order, results))
+
+
+def _node(index: int, op: Any) -> Node:
+    return Node(
+        index, op.name, op.type, _source(op), tuple(map(_descriptor, op.input_desc)), tuple(map(_descriptor, op.output_desc))
+    )
+
+
+def _descriptor(desc: Any) -> Descriptor:
+    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(desc.shape.dim))
+
+
+def _source(op: Any) -> str:
+    """The FX node an operator was lowered from, as torchair notes it on output descriptors ("add-aten.add.Tensor.OUTPUT.0")."""
+    for desc in op.output_desc:
+        if "_fx_tensor_name" in desc.attr:
+            return desc.attr["_fx_tensor_name"].s.decode(errors="replace")
+    return ""
+
+
+def _connect(node: Node, op: Any, by_name: dict[str, Node]) -> None:
+    slots: list[tuple[int, int] | None] = []
+    controls = []
+    for reference in op.input:
+        if not reference:  # an optional input that is not fed
+            slots.append(None)
+            continue
+        name, _, output = reference.rpartition(":")
+        source = by_name.get(name)
+        if source is None:
+            raise GraphError(f"{node} reads {reference!r}, but no node has that name")
+        if output == "-1":
+            controls.append(source.index)
+            continue
+        if not output.isdigit() or int(output) >= max(1, len(source.outputs)):
+            raise GraphError(f"{node} reads {reference!r}, but {source} has {len(source.outputs)} outputs")
+        slots.append((source.index, int(output)))
+    if node.type not in DATA_TYPES and len(slots) != len(node.inputs):
+        raise GraphError(f"{node} has {len(slots)} inputs and {len(node.inputs)} descriptors of inputs")
+    node.controls = tuple(controls)
+    node.slots = tuple(slots)
+
+
+def _order(nodes: list[Node], output: Node) -> list[int]:
+    """Indices of the nodes the output depends on, by data or by control edges, each after what it depends on."""
+    order: list[int] = []
+    state: dict[int, bool] = {}  # False: being visited, True: done
+    stack = [(output.index, False)]
+    while stack:
+        index, leaving = stack.pop()
+        if leaving:
+            state[index] = True
+            order.append(index)
+            continue
+        if index in state:
+            if not state[index]:
+                raise GraphError(f"{nodes[index]} is on a cycle")
+            continue
+        state[index] = False
+        stack.append((index, True))
+        node = nodes[index]
+        before = [slot[0] for slot in node.slots if slot is not None] + list(node.controls)
+        for other in reversed(before):
+            if state.get(other) is False:
+                raise GraphError(f"{nodes[other]} is on a cycle through {node}")
+            if other not in state:
+                stack.append((other, False))
+    return order
+
+
+def _constant(node: Node, op: Any) -> Tensor:
+    if op.attr["value"].WhichOneof("value") != "t":
+        raise GraphError(f"{node} has no tensor in its attribute 'value'")
+    try:
+        return attributes.tensor(op.attr["value"].t)
+    except GraphError as error:
+        raise GraphError(f"{node}: {error}") from error
+
+
+def _bind(node: Node, op: Any) -> None:
+    """Find the kernel, and bind the node's inputs and attributes to its parameters."""
+    kernel = registry.get(node.type)
+    if kernel is None:
+        raise GraphError(f"{node}: the host engine has no kernel for GE type {node.type}")
+    fed = [(desc.name, None if slot is None else at) for at, (desc, slot) in enumerate(zip(node.inputs, node.slots))]
+    try:
+        node.kernel = kernel
+        node.bound = registry.bind_inputs(kernel, fed)
+        node.attributes = _bind_attributes(kernel, op)
+    except GraphError as error:
+        raise GraphError(f"{node}: {error}") from error
+    if kernel.wants_node:
+        node.attributes["node"] = node
+
+
+def _bind_attributes(kernel: registry.Kernel, op: Any) -> dict[str, Any]:
+    values = {}
+    for attribute in kernel.attributes:
+        if attribute.name in op.attr:
+            value = attributes.decode(op.attr[attribute.name])
+            values[attribute.name] = dtypes.from_ge(value) if attribute.is_type else value
+        elif attribute.required:
+            raise GraphError(f"attribute {attribute.name!r} is missing")
+        elif attribute.is_type and isinstance(attribute.default, int):
+            values[attribute.name] = dtypes.from_ge(attribute.default)
+    known = {attribute.name for attribute in kernel.attributes}
+    for name in op.attr:
+        if name not in known and not name.startswith("_") and name not in _NOTES:
+            value = attributes.decode(op.attr[name])
+            raise GraphError(f"the kernel does not model attribute {name!r} (here {value!r}); it has {sorted(known)}")
+    return values
+
+
+def _frees(nodes: list[Node], order: list[int], results: list[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
+    last: dict[tuple[int, int], int] = {}
+    for index in order:
+        for slot in nodes[index].slots:
+            if slot is not None:
+                last[slot] = index
+        for output in range(len(nodes[index].outputs)):
+            last.setdefault((index, output), index)  # read by nobody: freed at once
+    frees: dict[int, list[tuple[int, int]]] = {}
+    kept = set(results)
+    for slot, index in last.items():
+        if slot not in kept:
+            frees.setdefault(index, []).append(slot)
+    return frees

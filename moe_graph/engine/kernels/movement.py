@@ -1,0 +1,117 @@
+"""Data movement: casts, copies, concatenation, splitting, transposition, filling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_graph.engine import dtypes
+from moe_graph.engine.dtypes import GeType
+from moe_graph.engine.graph import Node
+from moe_graph.engine.registry import Tensors, kernel
+
+
+@kernel("Cast")
+def cast(x: Tensor, *, dst_type: GeType, truncate: bool = False) -> Tensor:
+    """GE Cast: elements of x as dst_type."""
+    return x.to(dst_type.torch)
+
+
+@kernel("Bitcast")
+def bitcast(x: Tensor, *, type: GeType, keep_dim: bool = False, node: Node) -> Tensor:
+    """GE Bitcast: the bytes of x as another type. To a narrower type a last dimension of the ratio is added, to a wider one the
+    last dimension, which must be the ratio, is taken away; with keep_dim the last dimension is scaled instead."""
+    source = node.inputs[0].type
+    packed_source = source is not None and source.packed
+    source_bits = source.bits if packed_source else x.element_size() * 8
+    if source_bits == type.bits:
+        return x if packed_source else x.view(type.torch)
+    if source_bits < type.bits:
+        ratio = type.bits // source_bits
+        if keep_dim:
+            x = x.unflatten(-1, (-1, ratio))
+        if x.shape[-1] != ratio:
+            raise ValueError(f"the last dimension must be {ratio} to become {type.name}, got shape {list(x.shape)}")
+        data = dtypes.pack(x) if packed_source else x.contiguous().view(torch.uint8)
+        return data.contiguous().view(type.torch).squeeze(-1)
+    data = x.contiguous().unsqueeze(-1)
+    narrow = dtypes.unpack(data.view(torch.uint8)).flatten(-2) if type.packed else data.view(type.torch)
+    return narrow.flatten(-2) if keep_dim else narrow
+
+
+@kernel("Identity", "TensorMove")
+def identity(x: Tensor) -> Tensor:
+    """GE Identity, TensorMove: a copy of x."""
+    return x.clone()
+
+
+@kernel("Transpose")
+def transpose(x: Tensor, perm: Tensor) -> Tensor:
+    """GE Transpose: dimensions of x in the order perm."""
+    return x.permute(perm.tolist()).contiguous()
+
+
+@kernel("Fill")
+def fill(dims: Tensor, value: Tensor) -> Tensor:
+    """GE Fill: a tensor of shape dims, each element the one of value."""
+    return value.reshape(()).expand(dims.tolist()).clone()
+
+
+@kernel("ConcatV2")
+def concat_v2(x: Tensors, concat_dim: Tensor, *, N: int = 1) -> Tensor:  # noqa: N803
+    """GE ConcatV2: the tensors x one after another along concat_dim."""
+    return torch.cat(x, int(concat_dim))
+
+
+@kernel("ConcatD")
+def concat_d(x: Tensors, *, concat_dim: int, N: int = 1) -> Tensor:  # noqa: N803
+    """GE ConcatD: the tensors x one after another along concat_dim."""
+    return torch.cat(x, concat_dim)
+
+
+@kernel("Pack")
+def pack(x: Tensors, *, N: int, axis: int = 0) -> Tensor:  # noqa: N803
+    """GE Pack: the tensors x stacked along a new dimension axis."""
+    return torch.stack(x, axis)
+
+
+@kernel("Unpack")
+def unpack(x: Tensor, *, num: int, axis: int = 0) -> Tensors:
+    """GE Unpack: the slices of x along axis."""
+    if x.shape[axis] != num:
+        raise ValueError(f"num must be the size of dimension {axis}, {x.shape[axis]}, got {num}")
+    return list(x.unbind(axis))
+
+
+@kernel("SplitV")
+def split_v(x: Tensor, size_splits: Tensor, split_dim: Tensor, *, num_split: int) -> Tensors:
+    """GE SplitV: pieces of x of the given sizes along split_dim; one size may be -1, the rest."""
+    axis, sizes = int(split_dim), size_splits.tolist()
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = x.shape[axis] - sum(sizes) - 1
+    return list(x.split(sizes, axis))
+
+
+@kernel("Split")
+def split(split_dim: Tensor, x: Tensor, *, num_split: int) -> Tensors:
+    """GE Split: num_split equal pieces of x along split_dim."""
+    return list(x.chunk(num_split, int(split_dim)))
+
+
+@kernel("Tile")
+def tile(x: Tensor, multiples: Tensor) -> Tensor:
+    """GE Tile: x repeated multiples[i] times along dimension i."""
+    return x.tile(multiples.tolist())
+
+
+@kernel("BroadcastTo")
+def broadcast_to(x: Tensor, shape: Tensor) -> Tensor:
+    """GE BroadcastTo: x expanded to shape; -1 keeps a dimension."""
+    return x.expand(shape.tolist()).contiguous()
+
+
+@kernel("Slice")
+def slice_(x: Tensor, offsets: Tensor, size: Tensor) -> Tensor:
+    """GE Slice: size elements from offsets on in each dimension; size -1 is the rest."""
+    index = tuple(slice(o, None if s == -1 else o + s) for o, s in zip(offsets.tolist(), size.tolist()))
+    return x[index].contiguous()

@@ -1,0 +1,125 @@
+"""The registry of kernels, keyed by GE operator type.
+
+A kernel is a function whose signature is the operator's definition:
+
+    @kernel("GatherV2")
+    def gather_v2(x: Tensor, indices: Tensor, axis: Tensor, *, batch_dims: int = 0) -> Tensor:
+
+Positional parameters are GE inputs by their GE names: `Tensor` required, `Tensor | None = None` optional, `Tensors` dynamic (x0, x1, ...).
+Keyword-only parameters are GE attributes by name with their defaults; an annotation `GeType` decodes a data type. A keyword-only
+parameter `node` receives the planned node (its output dtypes and shapes). The result is a tensor, or a tuple of them for several outputs; a list
+inside the tuple, or as the whole, is a dynamic output.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moe_graph.engine.errors import GraphError
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a kernel: its GE name, and whether it may be absent or is a list."""
+
+    name: str
+    optional: bool
+    dynamic: bool
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute of a kernel: its GE name, its default (`inspect.Parameter.empty` if required), and whether it is a data type."""
+
+    name: str
+    default: object
+    is_type: bool
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: the function, and what its signature says of the GE operator."""
+
+    function: Callable
+    family: str
+    inputs: tuple[Input, ...]
+    attributes: tuple[Attribute, ...]
+    wants_node: bool
+
+
+_kernels: dict[str, Kernel] = {}
+
+
+def kernel(*ge_types: str) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the kernel of these GE operator types. A type can be registered once."""
+
+    def register(function: Callable) -> Callable:
+        made = _describe(function)
+        for ge_type in ge_types:
+            if ge_type in _kernels:
+                raise ValueError(f"GE type {ge_type} already has a kernel, {_kernels[ge_type].function.__qualname__}")
+            _kernels[ge_type] = made
+        return function
+
+    return register
+
+
+def _describe(function: Callable) -> Kernel:
+    inputs, attributes, wants_node = [], [], False
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = str(parameter.annotation)
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            optional = parameter.default is not inspect.Parameter.empty
+            inputs.append(Input(parameter.name, optional, dynamic="Tensors" in annotation))
+        elif parameter.name == "node":
+            wants_node = True
+        else:
+            attributes.append(Attribute(parameter.name, parameter.default, is_type="GeType" in annotation))
+    family = function.__module__.rpartition(".")[2]
+    return Kernel(function, family, tuple(inputs), tuple(attributes), wants_node)
+
+
+def get(ge_type: str) -> Kernel | None:
+    """The kernel of a GE operator type, or None."""
+    return _kernels.get(ge_type)
+
+
+def known_types() -> Iterable[str]:
+    """All GE operator types that have a kernel."""
+    return _kernels.keys()
+
+
+def bind_inputs(kernel: Kernel, fed: list[tuple[str, int | None]]) -> tuple[int | None | list[int], ...]:
+    """Which fed input goes to which parameter. `fed` holds (GE name, position or None if unfed) in the node's order.
+
+    Returns for each parameter a position, a list of positions (dynamic), or None (absent).
+    Raises GraphError if a required input is missing or the kernel does not know an input.
+    """
+    by_name = dict(fed)
+    used: set[str] = set()
+    bound: list[int | None | list[int]] = []
+    for parameter in kernel.inputs:
+        if parameter.dynamic:
+            names = [name for name, _ in fed if name.startswith(parameter.name) and name[len(parameter.name) :].isdigit()]
+            used.update(names)
+            bound.append([by_name[name] for name in names if by_name[name] is not None])
+            continue
+        position = by_name.get(parameter.name)
+        used.add(parameter.name)
+        if position is None and not parameter.optional:
+            raise GraphError(f"input {parameter.name!r} is missing")
+        bound.append(position)
+    for name, position in fed:
+        if name not in used and position is not None:
+            raise GraphError(f"the kernel knows no input {name!r}; it has {[p.name for p in kernel.inputs]}")
+    return tuple(bound)
