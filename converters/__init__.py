@@ -44,8 +44,9 @@ def install_if_loaded() -> None:
     global _replaced, _installed
     if not torchair_is_loaded() or is_ours(current()):
         return
-    from moe_graph.converters.moe_re_routing import convert_moe_re_routing
     from torchair._ge_concrete_graph.fx2ge_converter import register_fx_node_ge_converter
+
+    from moe_graph.converters.moe_re_routing import convert_moe_re_routing
 
     operator = contract.operator()
     _replaced = getattr(operator, _ATTRIBUTE, _MISSING)

@@ -13,7 +13,6 @@ A small re-routing moves one int8 per token instead of the tokens; only its inde
 
 from __future__ import annotations
 
-
 import torch
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair.ge._ge_graph import DataType, Tensor, torch_dtype_value_to_ge_type
@@ -22,7 +21,6 @@ from moe_graph import contract, validation
 from moe_graph.converters import ge_helpers
 from moe_graph.converters.ge_helpers import Carrier
 from moe_graph.product import Unsupported, current_product, unsupported
-
 
 # The named tuple serves GE tensors as well: only the names matter.
 _Outputs = contract.MoeReRoutingOutput

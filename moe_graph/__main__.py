@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="commands:\n" + "\n".join(f"  {name:{width}}{help_text}" for name, (_, help_text) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below; COMMAND --help says more")
+    parser.add_argument(
+        "command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below; COMMAND --help says more"
+    )
     command = parser.parse_args(argv[:1]).command
     module, _ = COMMANDS[command]
     return importlib.import_module(module).main(argv[1:])

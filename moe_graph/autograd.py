@@ -14,7 +14,9 @@ from torch import Tensor
 from moe_graph import contract
 
 
-def un_route(tokens: Tensor, expert_token_num_per_rank: Tensor, per_token_scales: Tensor | None) -> tuple[Tensor, Tensor]:
+def un_route(
+    tokens: Tensor, expert_token_num_per_rank: Tensor, per_token_scales: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Tokens and scales in expert order back to source-rank order, through the operator itself."""
     transposed = expert_token_num_per_rank.t().contiguous()
     return contract.operator()(tokens, transposed, per_token_scales=per_token_scales)[:2]
@@ -44,7 +46,11 @@ class _ReRouting(torch.autograd.Function):
         if grad_tokens is None and grad_scales is None:
             return None, None, None, None
         # Without a gradient for the tokens the scales still need tokens to travel with: one byte a row.
-        moved = grad_tokens if grad_tokens is not None else grad_scales.new_zeros((grad_scales.shape[0], 1), dtype=torch.int8)
+        moved = (
+            grad_tokens
+            if grad_tokens is not None
+            else grad_scales.new_zeros((grad_scales.shape[0], 1), dtype=torch.int8)
+        )
         moved, moved_scales = un_route(moved, counts, grad_scales)
         return moved if grad_tokens is not None else None, None, moved_scales if grad_scales is not None else None, None
 

@@ -42,7 +42,9 @@ def check_buffers(
     if arguments.get("per_token_scales") is not None:
         inputs["per_token_scales"] = arguments["per_token_scales"]
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs.values(), *filter(_is_tensor, out))):
-        raise ValueError(f"{contract.NAME}: out= does not support automatic differentiation, but a tensor requires grad")
+        raise ValueError(
+            f"{contract.NAME}: out= does not support automatic differentiation, but a tensor requires grad"
+        )
 
     on_meta = {name: x.to("meta") for name, x in inputs.items()}
     expected = fake_re_routing(**{**arguments, **on_meta})

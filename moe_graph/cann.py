@@ -10,7 +10,7 @@ import importlib.util
 _LIBRARIES = ("libascendcl.so", "libhccl.so")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def is_present() -> bool:
     """True if the libraries of a real CANN can be loaded. Loads them, as torch_npu itself would a moment later."""
     try:

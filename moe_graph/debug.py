@@ -58,7 +58,9 @@ def first_difference(kernel: MoeReRoutingOutput, expected: MoeReRoutingOutput) -
         if not a.numel():
             continue
         # Rows of bytes: moved data must agree to the bit, NaNs included, whatever the dtype.
-        differs = (a.view(-1).view(torch.uint8) != b.view(-1).view(torch.uint8)).view(a.numel(), a.element_size()).any(1)
+        differs = (
+            (a.view(-1).view(torch.uint8) != b.view(-1).view(torch.uint8)).view(a.numel(), a.element_size()).any(1)
+        )
         if differs.any():
             flat = int(differs.nonzero()[0])
             position = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), a.shape))
@@ -68,7 +70,11 @@ def first_difference(kernel: MoeReRoutingOutput, expected: MoeReRoutingOutput) -
 
 def _value(x: Tensor, flat: int) -> Any:
     element = x.view(-1)[flat]
-    return element.to(torch.float32).item() if element.is_floating_point() and element.element_size() < 2 else element.item()
+    return (
+        element.to(torch.float32).item()
+        if element.is_floating_point() and element.element_size() < 2
+        else element.item()
+    )
 
 
 def compare_with_fallback(

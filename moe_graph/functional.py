@@ -42,9 +42,7 @@ def moe_re_routing(
         ValueError: bad shape, dtype, device or attribute; on CPU tensors (elsewhere see `moe_graph.check_devices`) also a negative count or
             counts that do not sum to A. Nothing has been written then.
     """
-    arguments = dict(
-        per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type
-    )
+    arguments = dict(per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type)
     if tokens_dtype is not None:  # older schemas lack it
         arguments["tokens_dtype"] = tokens_dtype
     if out is None:

@@ -23,7 +23,7 @@ def gather_index(expert_token_num_per_rank: Tensor, num_tokens: int) -> Tensor:
     source_ends = counts.reshape(-1).cumsum(0, dtype=counts.dtype).view(ranks, experts)
     ends = by_expert.cumsum(0, dtype=counts.dtype)
     ends.view(experts, ranks).sub_(source_ends.t())  # now destination - source
-    distance = torch.repeat_interleave(ends, by_expert, output_size=num_tokens)
+    distance = ends.index_select(0, torch.repeat_interleave(by_expert, output_size=num_tokens))
     index = torch.arange(num_tokens, dtype=counts.dtype, device=counts.device).sub_(distance)
     return index.to(contract.INDEX_DTYPE)
 

@@ -17,7 +17,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
-    parser.add_argument("--devices", type=int, metavar="N", help="how many devices (default 1, or MOE_GRAPH_SIM_DEVICES)")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="how many devices (default 1, or MOE_GRAPH_SIM_DEVICES)"
+    )
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("target", nargs=argparse.REMAINDER, help="the script or module, and its arguments")
     return parser

@@ -92,7 +92,9 @@ def status() -> Status:
     has_dtype = "with" if "tokens_dtype" in str(schema) else "without"
     converter = converters.current()
     if converter is not None:
-        converter_row = Row("converter", "moe_graph" if converters.is_ours(converter) else "torchair", converter.__module__)
+        converter_row = Row(
+            "converter", "moe_graph" if converters.is_ours(converter) else "torchair", converter.__module__
+        )
     elif not converters.torchair_is_loaded():
         converter_row = Row("converter", _NOBODY, "torchair is not loaded; ours follows its import")
     else:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
-OTHERS = [torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.float4_e2m1fn_x2]
+OTHERS = [
+    torch.bool,
+    torch.complex64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e8m0fnu,
+    torch.float4_e2m1fn_x2,
+]
 ALL_DTYPES = FLOATS + INTEGERS + OTHERS
 
 
@@ -25,7 +32,11 @@ def make_counts(ranks, experts, tokens, dtype=torch.int32, seed=0, skew=1.0):
     """Random counts [ranks, experts] that sum to `tokens`; the larger the skew, the more chunks are empty."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(ranks * experts, generator=generator).pow(skew * 4) + 1e-6
-    chunk = torch.multinomial(weights, tokens, replacement=True, generator=generator) if tokens else torch.empty(0, dtype=torch.int64)
+    chunk = (
+        torch.multinomial(weights, tokens, replacement=True, generator=generator)
+        if tokens
+        else torch.empty(0, dtype=torch.int64)
+    )
     return torch.bincount(chunk, minlength=ranks * experts).view(ranks, experts).to(dtype)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cases
 import moe_graph
 
 operator = torch.ops.npu.npu_moe_re_routing.default

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
-import reference
 import torch
 
+import cases
 import moe_graph
+import reference
 
 operator = torch.ops.npu.npu_moe_re_routing.default
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
 from hypothesis import given, settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+import cases
 import moe_graph
 
 operator = torch.ops.npu.npu_moe_re_routing
@@ -41,20 +41,50 @@ def test_tokens_of_unknown_length():
 
 BAD = {
     "tokens of rank 1": (dict(tokens=(12,)), r"tokens must be of shape \[A, H\] \(rank 2\), got shape \(12,\)"),
-    "tokens of rank 3": (dict(tokens=(12, 4, 1)), r"tokens must be of shape \[A, H\] \(rank 2\), got shape \(12, 4, 1\)"),
+    "tokens of rank 3": (
+        dict(tokens=(12, 4, 1)),
+        r"tokens must be of shape \[A, H\] \(rank 2\), got shape \(12, 4, 1\)",
+    ),
     "H of 0": (dict(tokens=(12, 0)), r"tokens must be of shape \[A, H\] with H >= 1, got shape \(12, 0\)"),
-    "counts of rank 1": (dict(counts=(6,)), r"expert_token_num_per_rank must be of shape \[N, E\] \(rank 2\), got shape \(6,\)"),
-    "N of 0": (dict(counts=(0, 3)), r"expert_token_num_per_rank must be of shape \[N, E\] with N >= 1 and E >= 1, got shape \(0, 3\)"),
-    "E of 0": (dict(counts=(2, 0)), r"expert_token_num_per_rank must be of shape \[N, E\] with N >= 1 and E >= 1, got shape \(2, 0\)"),
-    "float counts": (dict(counts_dtype=torch.float32), "expert_token_num_per_rank must be torch.int32 or torch.int64, got torch.float32"),
-    "scales too long": (dict(scales=(13,)), r"per_token_scales must be of length A = 12, the rows of tokens, got shape \(13,\)"),
-    "scales of rank 0": (dict(scales=()), r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got shape \(\)"),
-    "scales of rank 4": (dict(scales=(12, 1, 1, 1)), r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got"),
-    "scales of rank 3": (dict(scales=(12, 2, 3)), r"per_token_scales must be \[A, K/64, 2\] when it has rank 3, got shape \(12, 2, 3\)"),
+    "counts of rank 1": (
+        dict(counts=(6,)),
+        r"expert_token_num_per_rank must be of shape \[N, E\] \(rank 2\), got shape \(6,\)",
+    ),
+    "N of 0": (
+        dict(counts=(0, 3)),
+        r"expert_token_num_per_rank must be of shape \[N, E\] with N >= 1 and E >= 1, got shape \(0, 3\)",
+    ),
+    "E of 0": (
+        dict(counts=(2, 0)),
+        r"expert_token_num_per_rank must be of shape \[N, E\] with N >= 1 and E >= 1, got shape \(2, 0\)",
+    ),
+    "float counts": (
+        dict(counts_dtype=torch.float32),
+        "expert_token_num_per_rank must be torch.int32 or torch.int64, got torch.float32",
+    ),
+    "scales too long": (
+        dict(scales=(13,)),
+        r"per_token_scales must be of length A = 12, the rows of tokens, got shape \(13,\)",
+    ),
+    "scales of rank 0": (
+        dict(scales=()),
+        r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got shape \(\)",
+    ),
+    "scales of rank 4": (
+        dict(scales=(12, 1, 1, 1)),
+        r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got",
+    ),
+    "scales of rank 3": (
+        dict(scales=(12, 2, 3)),
+        r"per_token_scales must be \[A, K/64, 2\] when it has rank 3, got shape \(12, 2, 3\)",
+    ),
     "expert_token_num_type": (dict(expert_token_num_type=2), "expert_token_num_type must be one of 0, 1, got 2"),
     "idx_type": (dict(idx_type=-1), "idx_type must be one of 0, 1, got -1"),
     "tokens_dtype": (dict(tokens_dtype=291), "tokens_dtype must be one of 290, 296, 297, got 291"),
-    "tokens_dtype on floats": (dict(tokens_dtype=290), "tokens must be torch.uint8 when tokens_dtype=290 is given, got torch.float32"),
+    "tokens_dtype on floats": (
+        dict(tokens_dtype=290),
+        "tokens must be torch.uint8 when tokens_dtype=290 is given, got torch.float32",
+    ),
 }
 
 
@@ -89,7 +119,9 @@ def test_bad_input_is_refused_while_tracing(case, dynamic):
         message = message.partition(", got shape")[0].replace("A = 12", r"A = s\d+")
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match=message):
-        torch.compile(lambda *a, **k: operator(*a, **k), backend=backend, fullgraph=True, dynamic=dynamic)(*args, **attributes)
+        torch.compile(lambda *a, **k: operator(*a, **k), backend=backend, fullgraph=True, dynamic=dynamic)(
+            *args, **attributes
+        )
 
 
 def test_tensors_on_two_devices():

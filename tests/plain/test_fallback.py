@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import cases
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 
+import cases
 import moe_graph
+import reference
 from moe_graph import index
 
 
@@ -112,7 +112,11 @@ def test_index_memory_is_linear(monkeypatch):
 
 def test_eight_threads_agree_with_the_reference():
     calls = [
-        (cases.make((200, 5), torch.float16, seed), cases.make_counts(4, 8, 200, seed=seed), cases.make((200,), torch.float32, seed))
+        (
+            cases.make((200, 5), torch.float16, seed),
+            cases.make_counts(4, 8, 200, seed=seed),
+            cases.make((200,), torch.float32, seed),
+        )
         for seed in range(8)
     ]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 
+import cases
 import moe_graph
+import reference
 
 NAMES = moe_graph.MoeReRoutingOutput._fields
 
@@ -66,7 +66,9 @@ def test_overlap_is_refused(call):
     with pytest.raises(ValueError, match="out.permute_tokens must share no memory with tokens"):
         moe_graph.moe_re_routing(tokens, counts, out=(tokens, *out[1:]))
     shared = torch.empty(12, dtype=torch.int32)
-    with pytest.raises(ValueError, match="out.permute_token_idx must share no memory with out.permute_per_token_scales"):
+    with pytest.raises(
+        ValueError, match="out.permute_token_idx must share no memory with out.permute_per_token_scales"
+    ):
         moe_graph.moe_re_routing(tokens, counts, out=(out[0], shared.view(torch.float32), shared, out[3]))
 
 
