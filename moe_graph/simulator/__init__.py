@@ -5,7 +5,8 @@ Importing this module starts it:
     import moe_graph.simulator
     tensor.npu()   # torch_npu's own code, on a device of host memory
 
-Which device: MOE_GRAPH_SIM_SOC = A2 (default), A3 or 950; MOE_GRAPH_SIM_DEVICES (default 1); MOE_GRAPH_SIM_MEMORY_GB (default 64) for each.
+Which device: MOE_GRAPH_SIM_SOC = A2 (default), A3 or 950; how many: MOE_GRAPH_SIM_DEVICES (default 1); how large each is:
+MOE_GRAPH_SIM_MEMORY_GB (default 64).
 Where CANN is installed it says so and stays off.
 
     device          starting it                           build, symbols  compiling its libraries for the installed wheel

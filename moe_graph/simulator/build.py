@@ -43,7 +43,9 @@ def wheel_folder() -> Path:
     """The folder of the installed torch_npu, found without running it. Raises SimulatorError if there is none."""
     spec = importlib.util.find_spec("torch_npu")
     if spec is None or spec.origin is None:
-        raise SimulatorError("the simulated device runs the torch_npu wheel, which is not installed: pip install moe_graph[simulator]")
+        raise SimulatorError(
+            "the simulated device runs the torch_npu wheel, which is not installed: pip install moe_graph[simulator]"
+        )
     return Path(spec.origin).parent
 
 
@@ -62,7 +64,9 @@ def ensure_built() -> list[Path]:
         for folder in sorted(base.glob(f"{subject}-*")):
             if (folder / _MANIFEST).exists():
                 return _libraries(folder)
-        raise SimulatorError("the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang")
+        raise SimulatorError(
+            "the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang"
+        )
     folder = base / f"{subject}-{hashlib.sha256(' '.join(compiler).encode()).hexdigest()[:8]}"
     if not (folder / _MANIFEST).exists():
         try:
@@ -71,7 +75,9 @@ def ensure_built() -> list[Path]:
                 if not (folder / _MANIFEST).exists():
                     _build_into(folder, wheel, compiler)
         except OSError as error:
-            raise SimulatorError(f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE") from error
+            raise SimulatorError(
+                f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
+            ) from error
     return _libraries(folder)
 
 
@@ -131,7 +137,9 @@ def _build_into(folder: Path, wheel: Path, compiler: list[str]) -> None:
         _compile(compiler, work / MAIN, [*map(str, sources), f"-I{_SOURCES}", "-ldl"])
         for name in names[1:]:
             _compile(compiler, work / name, [str(work / "empty.c"), "-Wl,--no-as-needed", f"-L{work}", "-l:" + MAIN])
-        (work / _MANIFEST).write_text(json.dumps({"libraries": names, "wheel": str(wheel), "compiler": compiler}, indent=1))
+        (work / _MANIFEST).write_text(
+            json.dumps({"libraries": names, "wheel": str(wheel), "compiler": compiler}, indent=1)
+        )
         shutil.rmtree(folder, ignore_errors=True)  # left without a manifest by someone else
         work.rename(folder)
 
@@ -140,8 +148,12 @@ def _compile(compiler: list[str], output: Path, arguments: list[str]) -> None:
     command = [*compiler, *_FLAGS, *arguments, f"-Wl,-soname,{output.name}", "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
-        raise SimulatorError(f"the C compiler failed on {output.name} ({shlex.join(command[: len(compiler)])}): {lines[0].strip()}")
+        lines = (
+            [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+        )
+        raise SimulatorError(
+            f"the C compiler failed on {output.name} ({shlex.join(command[: len(compiler)])}): {lines[0].strip()}"
+        )
 
 
 # ---- stubs: every symbol that no source file defines; they are weak, so that the sources' definitions win ----
@@ -161,7 +173,9 @@ def stub_source(names: tuple[str, ...]) -> str:
     lines = ['#include "sim.h"', "#define STUB SIM_API __attribute__((weak))"]
     for name in names:
         if not name.isidentifier():
-            raise SimulatorError(f"torch_npu wants the symbol {name!r}, which cannot be a C identifier: please report it")
+            raise SimulatorError(
+                f"torch_npu wants the symbol {name!r}, which cannot be a C identifier: please report it"
+            )
         if _CPP_DATA.match(name):
             lines.append(f"STUB void *{name}[64] = {{0}};")
         elif name.startswith("_Z"):
@@ -171,6 +185,8 @@ def stub_source(names: tuple[str, ...]) -> str:
         elif _RETURNS_POINTER.match(name):
             lines.append(f'STUB void *{name}(void) {{ return sim_not_modelled_pointer("{name}"); }}')
         else:
-            operator = name[: -len("GetWorkspaceSize")] if name.endswith("GetWorkspaceSize") else name  # both phases name the operator
+            operator = (
+                name[: -len("GetWorkspaceSize")] if name.endswith("GetWorkspaceSize") else name
+            )  # both phases name the operator
             lines.append(f'STUB aclError {name}(void) {{ return sim_not_modelled("{operator}"); }}')
     return "\n".join(lines) + "\n"

@@ -74,7 +74,9 @@ class KernelCall:
 def _operand(record: _TensorRecord) -> Operand | None:
     if record.rank < 0:
         return None
-    return Operand(_DTYPES.get(record.dtype, str(record.dtype)), tuple(record.dims[: record.rank]), bool(record.contiguous))
+    return Operand(
+        _DTYPES.get(record.dtype, str(record.dtype)), tuple(record.dims[: record.rank]), bool(record.contiguous)
+    )
 
 
 def read(library: ctypes.CDLL) -> list[KernelCall]:

@@ -74,7 +74,9 @@ def _import_torch_npu(wheel) -> None:
         with contextlib.redirect_stdout(_WithoutLine(sys.stdout, _NO_CANN)):
             import torch_npu  # noqa: F401
     except ModuleNotFoundError as error:
-        raise SimulatorError(f"torch_npu needs the Python package {error.name}, which is missing: pip install {error.name}") from error
+        raise SimulatorError(
+            f"torch_npu needs the Python package {error.name}, which is missing: pip install {error.name}"
+        ) from error
     except (ImportError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SimulatorError(f"torch_npu at {wheel} does not load on the simulated device: {line}") from error

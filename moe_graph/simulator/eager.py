@@ -8,6 +8,7 @@ NPU tensors. Which operators: `eager_operators.OPERATORS`. All others keep faili
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from moe_graph.simulator.memory import cpu_view, is_npu, to_npu
 
 _KEY = "PrivateUse1"
 _library: torch.library.Library | None = None
+_default_generator_lock = threading.Lock()
 
 
 def install() -> None:
@@ -84,9 +86,10 @@ def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
         if kwargs.get("device") is not None:
             cpu_kwargs["device"] = torch.device("cpu")
         generator = _generator(overload, kwargs, args, device)
-        if generator is not None:
-            cpu_args, cpu_kwargs = _with_generator(overload, cpu_args, cpu_kwargs, generator)
-        result = overload(*cpu_args, **cpu_kwargs)
+        if generator is None:
+            result = overload(*cpu_args, **cpu_kwargs)
+        else:
+            result = _draw(overload, cpu_args, cpu_kwargs, generator)
         pairs.write_back_resized()
         return pairs.to_device(result, device)
 
@@ -172,7 +175,9 @@ def _result_device(args: tuple, kwargs: dict[str, Any]) -> torch.device:
 _OFFSET_STEP = 4  # an NPU kernel moves the Philox offset on in multiples of 4
 
 
-def _generator(overload: torch._ops.OpOverload, kwargs: dict, args: tuple, device: torch.device) -> torch.Generator | None:
+def _generator(
+    overload: torch._ops.OpOverload, kwargs: dict, args: tuple, device: torch.device
+) -> torch.Generator | None:
     """A CPU generator for this call, seeded by the state of the NPU's, which moves on; None if the operator draws nothing."""
     position = _generator_position(overload)
     if position is None and torch.Tag.nondeterministic_seeded not in overload.tags:
@@ -199,21 +204,24 @@ def _generator_position(overload: torch._ops.OpOverload) -> int | None:
     return None
 
 
-def _with_generator(overload: torch._ops.OpOverload, args: tuple, kwargs: dict, generator: torch.Generator) -> tuple[tuple, dict]:
+def _draw(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any], generator: torch.Generator) -> Any:
+    """Call the CPU's kernel with this generator, by argument or, where it has none (dropout), in place of the default one."""
     position = _generator_position(overload)
     if position is None:
-        # Draws from the default generator (dropout): give that one the state, which is the CPU's own to keep.
-        torch.default_generator.set_state(generator.get_state())
-        return args, kwargs
+        with _default_generator_lock, torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator.get_state())
+            return overload(*args, **kwargs)
     if position < len(args):
-        return (*args[:position], generator, *args[position + 1 :]), kwargs
-    return args, {**kwargs, "generator": generator}
+        return overload(*args[:position], generator, *args[position + 1 :], **kwargs)
+    return overload(*args, **{**kwargs, "generator": generator})
 
 
 # ---- operators that torch_npu's own autograd calls and the CPU has no kernel for ----
 
 
-def _matmul_backward(grad: Tensor, left: Tensor, right: Tensor, mask: list[bool]) -> tuple[Tensor | None, Tensor | None]:
+def _matmul_backward(
+    grad: Tensor, left: Tensor, right: Tensor, mask: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of matmul(left, right); vectors and broadcast batches as matmul takes them."""
     if left.dim() == 1 and right.dim() == 1:
         return (grad * right if mask[0] else None, grad * left if mask[1] else None)

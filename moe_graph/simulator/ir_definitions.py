@@ -10,8 +10,16 @@ import functools
 import re
 from typing import NamedTuple
 
-_LINE = re.compile(r"\.(INPUT|OPTIONAL_INPUT|DYNAMIC_INPUT|OUTPUT|DYNAMIC_OUTPUT|ATTR|REQUIRED_ATTR)\(\s*(\w+)\s*,\s*(\w+)")
-_KINDS = {"INPUT": "required", "OPTIONAL_INPUT": "optional", "DYNAMIC_INPUT": "dynamic", "OUTPUT": "required", "DYNAMIC_OUTPUT": "dynamic"}
+_LINE = re.compile(
+    r"\.(INPUT|OPTIONAL_INPUT|DYNAMIC_INPUT|OUTPUT|DYNAMIC_OUTPUT|ATTR|REQUIRED_ATTR)\(\s*(\w+)\s*,\s*(\w+)"
+)
+_KINDS = {
+    "INPUT": "required",
+    "OPTIONAL_INPUT": "optional",
+    "DYNAMIC_INPUT": "dynamic",
+    "OUTPUT": "required",
+    "DYNAMIC_OUTPUT": "dynamic",
+}
 _ATTRIBUTE_TYPES = {
     "Int": "VT_INT",
     "int": "VT_INT",

@@ -42,7 +42,9 @@ def requirements(wheel: Path) -> Requirements:
     try:
         from elftools.elf.elffile import ELFFile
     except ImportError as error:
-        raise SimulatorError("the simulated device needs pyelftools to read the torch_npu wheel: pip install pyelftools") from error
+        raise SimulatorError(
+            "the simulated device needs pyelftools to read the torch_npu wheel: pip install pyelftools"
+        ) from error
     files = libraries(wheel)
     if not files:
         raise SimulatorError(f"no shared library lies in the torch_npu wheel at {wheel}: reinstall torch_npu")

@@ -103,7 +103,10 @@ class TorchNpuGraphBase:
             results = _apart_from(results, host_inputs)
         targets = list(assigned or [])
         targets += [None] * (len(results) - len(targets))
-        return [_hand_out(result, target, device, position) for position, (result, target) in enumerate(zip(results, targets))]
+        return [
+            _hand_out(result, target, device, position)
+            for position, (result, target) in enumerate(zip(results, targets))
+        ]
 
     def auto_tune(self, call: Any) -> None:
         """Not modelled: there is no operator compiler to tune."""
@@ -129,7 +132,10 @@ def _output_device(devices: list[torch.device]) -> torch.device:
 def _apart_from(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
     """GE's outputs have memory of their own, also where the graph hands an input through."""
     taken = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
-    return [result.clone() if result.numel() and result.untyped_storage().data_ptr() in taken else result for result in results]
+    return [
+        result.clone() if result.numel() and result.untyped_storage().data_ptr() in taken else result
+        for result in results
+    ]
 
 
 def _hand_out(result: Tensor, target: Tensor | None, device: torch.device, position: int) -> Tensor:
@@ -204,7 +210,9 @@ def module() -> ModuleType:
 
 def _executor_module() -> ModuleType:
     made = ModuleType("torchair.core._npu_graph_executor")
-    made.GetNpuStorageSizes = lambda tensor: list(tensor.shape)  # base formats only: storage and view have the same shape
+    made.GetNpuStorageSizes = lambda tensor: list(
+        tensor.shape
+    )  # base formats only: storage and view have the same shape
     return made
 
 

@@ -1,0 +1,175 @@
+/* Drives the simulated runtime without Python, for valgrind: every path of aclnnMoeReRouting and of memory, copies, streams, events. */
+#include "sim.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(CONDITION)                                                                  \
+    do {                                                                                  \
+        if (!(CONDITION)) {                                                               \
+            fprintf(stderr, "line %d: %s; %s\n", __LINE__, #CONDITION, aclGetRecentErrMsg()); \
+            exit(1);                                                                      \
+        }                                                                                 \
+    } while (0)
+
+typedef struct executor executor;
+const char *aclGetRecentErrMsg(void);
+aclError aclrtSetDevice(int32_t);
+aclError aclrtMalloc(void **, size_t, int32_t);
+aclError aclrtFree(void *);
+aclError aclrtMallocHost(void **, size_t);
+aclError aclrtFreeHost(void *);
+aclError aclrtGetMemInfo(int32_t, size_t *, size_t *);
+aclError aclrtMemcpy(void *, size_t, const void *, size_t, int32_t);
+aclError aclrtMemset(void *, size_t, int32_t, size_t);
+aclError aclrtCreateStream(aclrtStream *);
+aclError aclrtDestroyStream(aclrtStream);
+aclError aclrtCreateEvent(aclrtEvent *);
+aclError aclrtRecordEvent(aclrtEvent, aclrtStream);
+aclError aclrtEventElapsedTime(float *, aclrtEvent, aclrtEvent);
+aclError aclrtDestroyEvent(aclrtEvent);
+aclTensor *aclCreateTensor(const int64_t *, uint64_t, int32_t, const int64_t *, int64_t, int32_t, const int64_t *, uint64_t, void *);
+aclError aclDestroyTensor(const aclTensor *);
+void *aclCreateTensorList(const aclTensor *const *, uint64_t);
+aclError aclDestroyTensorList(const void *);
+void *aclCreateIntArray(const int64_t *, uint64_t);
+aclError aclDestroyIntArray(const void *);
+aclError aclDestroyAclOpExecutor(executor *);
+aclError aclnnMoeReRoutingGetWorkspaceSize(const aclTensor *, const aclTensor *, const aclTensor *, int64_t, int64_t, const aclTensor *,
+                                           const aclTensor *, const aclTensor *, const aclTensor *, uint64_t *, executor **);
+aclError aclnnMoeReRouting(void *, uint64_t, executor *, aclrtStream);
+
+enum { HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2 };
+enum { TOKENS = 7, HIDDEN = 3, RANKS = 2, EXPERTS = 3 };
+
+static void *on_device(const void *values, size_t bytes)
+{
+    void *pointer = NULL;
+    CHECK(aclrtMalloc(&pointer, bytes, 0) == ACL_SUCCESS);
+    if (values != NULL)
+        CHECK(aclrtMemcpy(pointer, bytes, values, bytes, HOST_TO_DEVICE) == ACL_SUCCESS);
+    return pointer;
+}
+
+static aclTensor *tensor(void *data, int32_t dtype, size_t rank, int64_t a, int64_t b, int64_t row_stride)
+{
+    int64_t dims[] = {a, b}, strides[] = {rank == 2 ? row_stride : 1, 1}, storage[] = {a * (rank == 2 ? row_stride : 1)};
+    return aclCreateTensor(dims, rank, dtype, strides, 0, 2, storage, 1, data);
+}
+
+static aclError route(const int32_t *counts, int64_t row_stride, bool scaled, bool launch)
+{
+    static int8_t tokens[TOKENS * 8];
+    float scales[TOKENS];
+    for (int i = 0; i < TOKENS; i++) {
+        scales[i] = (float)i;
+        for (int j = 0; j < HIDDEN; j++)
+            tokens[i * row_stride + j] = (int8_t)(10 * i + j);
+    }
+    void *in[] = {on_device(tokens, (size_t)(TOKENS * row_stride)), on_device(counts, RANKS * EXPERTS * 4), on_device(scales, sizeof scales)};
+    void *out[] = {on_device(NULL, TOKENS * HIDDEN), on_device(NULL, TOKENS * 4), on_device(NULL, TOKENS * 4), on_device(NULL, EXPERTS * 4)};
+    aclTensor *each[] = {tensor(in[0], ACL_INT8, 2, TOKENS, HIDDEN, row_stride),
+                         tensor(in[1], ACL_INT32, 2, RANKS, EXPERTS, EXPERTS),
+                         tensor(in[2], ACL_FLOAT, 1, TOKENS, 1, 1),
+                         tensor(out[0], ACL_INT8, 2, TOKENS, HIDDEN, HIDDEN),
+                         tensor(out[1], ACL_FLOAT, 1, TOKENS, 1, 1),
+                         tensor(out[2], ACL_INT32, 1, TOKENS, 1, 1),
+                         tensor(out[3], ACL_INT32, 1, EXPERTS, 1, 1)};
+    uint64_t workspace = 1;
+    executor *call = NULL;
+    aclError error = aclnnMoeReRoutingGetWorkspaceSize(each[0], each[1], scaled ? each[2] : NULL, 1, 0, each[3], each[4], each[5], each[6],
+                                                       &workspace, &call);
+    CHECK(error == ACL_SUCCESS && workspace == 0 && call != NULL);
+    for (size_t i = 0; i < 7; i++)
+        aclDestroyTensor(each[i]); /* the executor must not need them any more */
+    error = launch ? aclnnMoeReRouting(NULL, 0, call, NULL) : aclDestroyAclOpExecutor(call);
+    if (error == ACL_SUCCESS && launch) {
+        static const int32_t expected[TOKENS] = {0, 3, 4, 1, 2, 5, 6}; /* counts {{1, 2, 0}, {2, 0, 2}} */
+        int32_t index[TOKENS], per_expert[EXPERTS];
+        int8_t rows[TOKENS * HIDDEN];
+        CHECK(aclrtMemcpy(index, sizeof index, out[2], sizeof index, DEVICE_TO_HOST) == ACL_SUCCESS);
+        CHECK(aclrtMemcpy(rows, sizeof rows, out[0], sizeof rows, DEVICE_TO_HOST) == ACL_SUCCESS);
+        CHECK(aclrtMemcpy(per_expert, sizeof per_expert, out[3], sizeof per_expert, DEVICE_TO_HOST) == ACL_SUCCESS);
+        CHECK(memcmp(index, expected, sizeof index) == 0);
+        CHECK(per_expert[0] == 3 && per_expert[1] == 2 && per_expert[2] == 2);
+        for (int i = 0; i < TOKENS * HIDDEN; i++)
+            CHECK(rows[i] == 10 * expected[i / HIDDEN] + i % HIDDEN);
+    }
+    for (size_t i = 0; i < 3; i++)
+        CHECK(aclrtFree(in[i]) == ACL_SUCCESS);
+    for (size_t i = 0; i < 4; i++)
+        CHECK(aclrtFree(out[i]) == ACL_SUCCESS);
+    return error;
+}
+
+static void memory(void)
+{
+    char text[16] = "0123456789abcdef", back[16];
+    size_t free_before = 0, free_after = 0, total = 0;
+    CHECK(aclrtGetMemInfo(1, &free_before, &total) == ACL_SUCCESS);
+    void *pointer = on_device(text, sizeof text);
+    CHECK((uintptr_t)pointer % 512 == 0);
+    CHECK(aclrtGetMemInfo(1, &free_after, &total) == ACL_SUCCESS && free_before - free_after == 512);
+    CHECK(aclrtMemcpy(back, sizeof back, pointer, sizeof back, DEVICE_TO_HOST) == ACL_SUCCESS && memcmp(text, back, sizeof back) == 0);
+    CHECK(aclrtMemcpy(back, 8, pointer, 16, DEVICE_TO_HOST) != ACL_SUCCESS);
+    CHECK(aclrtMemcpy(pointer, 1024, text, 1024, HOST_TO_DEVICE) != ACL_SUCCESS); /* refused before a byte is read */
+    CHECK(aclrtMemcpy(NULL, 16, pointer, 16, DEVICE_TO_HOST) != ACL_SUCCESS);
+    CHECK(aclrtMemset(pointer, 16, 0, 32) != ACL_SUCCESS && aclrtMemset(pointer, 16, 7, 16) == ACL_SUCCESS);
+    CHECK(aclrtFree((char *)pointer + 512) != ACL_SUCCESS);
+    CHECK(aclrtFree(pointer) == ACL_SUCCESS && aclrtFree(pointer) != ACL_SUCCESS);
+    CHECK(strstr(aclGetRecentErrMsg(), "not the start of a live device allocation") != NULL && aclGetRecentErrMsg()[0] == '\0');
+    CHECK(aclrtMalloc(&pointer, (size_t)1 << 50, 0) == ACL_ERROR_MEMORY_ALLOCATION && aclrtMalloc(&pointer, 0, 0) != ACL_SUCCESS);
+    CHECK(aclrtMallocHost(&pointer, 100) == ACL_SUCCESS && aclrtFree(pointer) != ACL_SUCCESS && aclrtFreeHost(pointer) == ACL_SUCCESS);
+    void *many[300]; /* the table of allocations grows and is taken apart out of order */
+    for (int i = 0; i < 300; i++)
+        many[i] = on_device(NULL, (size_t)i + 1);
+    for (int i = 0; i < 300; i++)
+        CHECK(aclrtFree(many[i * 7 % 300]) == ACL_SUCCESS);
+    CHECK(aclrtGetMemInfo(1, &free_after, &total) == ACL_SUCCESS && free_after == free_before);
+}
+
+static void streams(void)
+{
+    aclrtStream stream = NULL;
+    aclrtEvent start = NULL, end = NULL;
+    float milliseconds = -1;
+    CHECK(aclrtCreateStream(&stream) == ACL_SUCCESS);
+    CHECK(aclrtCreateEvent(&start) == ACL_SUCCESS && aclrtCreateEvent(&end) == ACL_SUCCESS);
+    CHECK(aclrtEventElapsedTime(&milliseconds, start, end) == ACL_ERROR_EVENT_TIMESTAMP_INVALID);
+    CHECK(aclrtRecordEvent(start, stream) == ACL_SUCCESS && aclrtRecordEvent(end, stream) == ACL_SUCCESS);
+    CHECK(aclrtEventElapsedTime(&milliseconds, start, end) == ACL_SUCCESS && milliseconds >= 0);
+    CHECK(aclrtDestroyEvent(start) == ACL_SUCCESS && aclrtDestroyEvent(end) == ACL_SUCCESS && aclrtDestroyStream(stream) == ACL_SUCCESS);
+    CHECK(aclrtDestroyStream(NULL) != ACL_SUCCESS && aclrtDestroyEvent(NULL) != ACL_SUCCESS);
+}
+
+static void handles(void)
+{
+    int64_t values[] = {2, 3};
+    void *array = aclCreateIntArray(values, 2);
+    const aclTensor *members[] = {tensor(NULL, ACL_FLOAT, 2, 2, 3, 3), tensor(NULL, ACL_FLOAT, 1, 2, 1, 1)};
+    void *list = aclCreateTensorList(members, 2);
+    CHECK(array != NULL && list != NULL && aclDestroyIntArray(array) == ACL_SUCCESS && aclDestroyTensorList(list) == ACL_SUCCESS);
+    int64_t too_many[SIM_MAX_DIMS + 1] = {0};
+    CHECK(aclCreateTensor(too_many, SIM_MAX_DIMS + 1, ACL_FLOAT, NULL, 0, 2, too_many, 1, NULL) == NULL);
+}
+
+int main(void)
+{
+    const int32_t good[] = {1, 2, 0, 2, 0, 2}, short_sum[] = {1, 2, 0, 2, 0, 1}, long_sum[] = {1, 2, 0, 2, 0, 3}, negative[] = {1, 2, -1, 2, 0, 2};
+    CHECK(aclrtSetDevice(0) == ACL_SUCCESS);
+    CHECK(aclrtSetDevice(5) != ACL_SUCCESS);
+    memory();
+    streams();
+    handles();
+    CHECK(route(good, HIDDEN, true, true) == ACL_SUCCESS);
+    CHECK(route(good, HIDDEN, false, true) == ACL_SUCCESS);
+    CHECK(route(good, 8, true, true) == ACL_SUCCESS); /* strided tokens */
+    CHECK(route(good, HIDDEN, true, false) == ACL_SUCCESS);
+    CHECK(route(short_sum, HIDDEN, true, true) != ACL_SUCCESS);
+    CHECK(route(long_sum, HIDDEN, true, true) != ACL_SUCCESS);
+    CHECK(route(negative, HIDDEN, true, true) != ACL_SUCCESS);
+    CHECK(strstr(aclGetRecentErrMsg(), "expert_token_num_per_rank[0, 2] must not be negative, got -1") != NULL);
+    puts("ok");
+    return 0;
+}

@@ -1,0 +1,94 @@
+"""`python -m moe_graph`: scripts and modules run as Python itself runs them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from moe_graph import cann
+
+on_simulator = pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed")
+
+SCRIPT = """
+import sys
+import helper_beside_it
+import torch
+import torch_npu
+assert __name__ == "__main__" and sys.modules["__main__"].__dict__ is globals()
+print(sys.argv[1:], torch.npu.get_device_name(), torch.npu.device_count(), torch.ones(2).npu().cpu().tolist())
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def command(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "moe_graph", *arguments], capture_output=True, text=True, timeout=300, cwd=cwd
+    )
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / "helper_beside_it.py").write_text("")
+    path = tmp_path / "some_script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@on_simulator
+def test_a_script_gets_its_arguments_and_its_exit_code(script, tmp_path_factory):
+    run = command(
+        "run",
+        "--soc",
+        "950",
+        "--devices",
+        "2",
+        str(script),
+        "7",
+        "--soc",
+        "x",
+        "-q",
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+    )
+    assert run.stdout == "['7', '--soc', 'x', '-q'] Ascend950PR_9599 2 [1.0, 1.0]\n", run.stderr
+    assert run.returncode == 7
+    assert run.stderr.startswith("moe_graph: simulated Ascend950PR_9599 (950), 2 devices")
+
+
+@on_simulator
+def test_a_module_is_found_from_the_working_directory(script):
+    run = command("run", "-q", "-m", "some_script", "0", cwd=script.parent)
+    assert (run.returncode, run.stdout) == (0, "['0'] Ascend910B1 1 [1.0, 1.0]\n"), run.stderr
+    assert "moe_graph: simulated" not in run.stderr
+
+
+@on_simulator
+def test_a_traceback_is_shown(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("def f():\n    raise ValueError('its own error')\nf()\n")
+    run = command("run", str(script))
+    assert run.returncode == 1 and "ValueError: its own error" in run.stderr and "fails.py" in run.stderr
+
+
+@on_simulator
+def test_a_start_that_fails_is_one_line(script):
+    run = command("run", "--devices", "0", str(script), "0")
+    assert run.returncode == 1
+    assert run.stderr == "moe_graph: MOE_GRAPH_SIM_DEVICES must be a number from 1 to 64, got '0'\n"
+
+
+def test_status():
+    run = command("status")
+    assert run.returncode == 0 and "npu::npu_moe_re_routing" in run.stdout and "converter" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no_such_command"], ["run"], ["run", "--soc", "A5", "x.py"], ["status", "x"]]
+)
+def test_wrong_usage(arguments):
+    run = command(*arguments)
+    assert run.returncode == 2 and "usage: python -m moe_graph" in run.stderr
+
+
+def test_help_lists_the_commands():
+    run = command("--help")
+    assert run.returncode == 0 and "run " in run.stdout and "status " in run.stdout

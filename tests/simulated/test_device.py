@@ -1,0 +1,123 @@
+"""torch_npu's device interface on the simulated device: what a script does before and around its operators."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch_npu  # noqa: F401
+
+from moe_graph import simulator
+
+
+def test_the_real_torch_npu_finds_the_device():
+    assert simulator.is_active() and simulator.soc() == "A2"
+    assert torch.npu.is_available()
+    assert torch.npu.device_count() == 1
+    assert torch.npu.get_device_name() == "Ascend910B1"
+    assert simulator.start() is True  # a second start does nothing
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.int64, torch.bool, torch.complex64]
+)
+def test_tensors_travel_both_ways(dtype):
+    there = torch.arange(-6, 6).to(dtype).view(3, 4)
+    on_device = there.npu()
+    assert on_device.device == torch.device("npu:0") and on_device.is_npu
+    assert torch.equal(on_device.cpu(), there)
+    assert torch.equal(on_device.t().cpu(), there.t())
+    assert torch.equal(on_device[1:, ::2].cpu(), there[1:, ::2])
+    assert torch.equal(on_device.to(torch.complex128).cpu(), there.to(torch.complex128))
+
+
+def test_empty_tensors_travel():
+    assert torch.empty(0, 4).npu().cpu().shape == (0, 4)
+
+
+def test_memory_is_accounted():
+    torch.npu.empty_cache()
+    free, total = torch.npu.mem_get_info()
+    before = torch.npu.memory_allocated()
+    block = torch.empty(64 << 20, dtype=torch.uint8, device="npu")
+    assert torch.npu.memory_allocated() - before >= 64 << 20
+    assert free - torch.npu.mem_get_info()[0] >= 64 << 20
+    assert torch.npu.get_device_properties(0).total_memory == total
+    del block
+    torch.npu.empty_cache()
+    assert torch.npu.mem_get_info()[0] == free
+
+
+def test_out_of_memory_is_said(monkeypatch):
+    torch.npu.empty_cache()
+    monkeypatch.setenv("MOE_GRAPH_SIM_MEMORY_GB", "0.25")
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        torch.empty(1 << 30, dtype=torch.uint8, device="npu")
+    assert torch.ones(4, device="npu").sum().item() == 4  # and the device goes on
+
+
+def test_streams_and_events():
+    stream = torch.npu.Stream()
+    start, end = torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
+    with torch.npu.stream(stream):
+        assert torch.npu.current_stream() == stream
+        start.record()
+        x = torch.ones(1000, 1000, device="npu") * 2
+        end.record()
+    stream.wait_event(end)
+    torch.npu.current_stream().wait_stream(stream)
+    end.synchronize()
+    stream.synchronize()
+    torch.npu.synchronize()
+    assert start.query() and end.query() and stream.query()
+    assert start.elapsed_time(end) > 0
+    assert x.sum().item() == 2e6
+
+
+def test_pinned_memory_is_known_as_such():
+    pinned = torch.arange(8).pin_memory()
+    assert pinned.is_pinned() and not torch.arange(8).is_pinned()
+    assert torch.equal(pinned.npu(non_blocking=True).cpu(), torch.arange(8))
+
+
+def test_operators_run_in_threads():
+    results = {}
+
+    def work(seed):
+        torch.npu.set_device(0)
+        x = torch.full((100,), float(seed), device="npu")
+        results[seed] = (x * 2).sum().item()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {seed: 200.0 * seed for seed in range(8)}
+
+
+def test_what_computes_and_is_not_modelled_names_itself():
+    x = torch.ones(8, device="npu")
+    with pytest.raises(RuntimeError, match=r"simulated device: aclnn\w+ is not modelled"):
+        torch_npu.npu_rms_norm(x, x)
+
+
+def test_capture_of_a_graph_of_tasks_names_itself():
+    with pytest.raises(RuntimeError, match="simulated device: aclmdlRICapture.* is not modelled"):
+        with torch.npu.graph(torch.npu.NPUGraph()):
+            pass
+
+
+def test_a_message_does_not_outlive_its_error():
+    x = torch.ones(8, device="npu")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is not modelled"):
+            torch_npu.npu_rms_norm(x, x)
+        assert np.allclose((x + 1).cpu().numpy(), 2)
+
+
+def test_storage_roundtrip(tmp_path):
+    x = torch.arange(10.0).npu()
+    torch.save(x, tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt", map_location="cpu"), x.cpu())
+    assert torch.load(tmp_path / "x.pt", map_location="npu:0").is_npu
