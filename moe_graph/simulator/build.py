@@ -1,7 +1,7 @@
 """Compile the simulated device's libraries for the installed wheel, once, into the user's cache.
 
-The result is one library that defines everything, under the soname of one of CANN's, and an empty library for each other soname, which
-depends on the first: every look-up, in whichever library torch_npu makes it, ends in the one.
+The result is one library that defines everything, under the soname of one of CANN's, and an empty library for each other soname,
+which depends on the first: every look-up, in whichever library torch_npu makes it, ends in the one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def wheel_folder() -> Path:
     spec = importlib.util.find_spec("torch_npu")
     if spec is None or spec.origin is None:
         raise SimulatorError(
-            "the simulated device runs the torch_npu wheel, which is not installed: pip install moe_graph[simulator]"
+            "the simulated device needs torch_npu, which is not installed: pip install moe_graph[simulator]"
         )
     return Path(spec.origin).parent
 
@@ -86,7 +86,7 @@ def _libraries(folder: Path) -> list[Path]:
 
 
 def _digest(wheel: Path) -> str:
-    """Identifies the wheel (by version and the size and time of its largest library, which is not read), our sources and the machine."""
+    """Identifies the wheel (by its version and the size and time of its largest library), our sources and the machine."""
     main = wheel / "lib" / "libtorch_npu.so"
     stamp = main.stat() if main.exists() else wheel.stat()
     try:
@@ -185,8 +185,6 @@ def stub_source(names: tuple[str, ...]) -> str:
         elif _RETURNS_POINTER.match(name):
             lines.append(f'STUB void *{name}(void) {{ return sim_not_modelled_pointer("{name}"); }}')
         else:
-            operator = (
-                name[: -len("GetWorkspaceSize")] if name.endswith("GetWorkspaceSize") else name
-            )  # both phases name the operator
+            operator = name.removesuffix("GetWorkspaceSize")  # both phases of an operator give its name
             lines.append(f'STUB aclError {name}(void) {{ return sim_not_modelled("{operator}"); }}')
     return "\n".join(lines) + "\n"

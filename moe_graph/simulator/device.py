@@ -75,7 +75,7 @@ def _import_torch_npu(wheel) -> None:
             import torch_npu  # noqa: F401
     except ModuleNotFoundError as error:
         raise SimulatorError(
-            f"torch_npu needs the Python package {error.name}, which is missing: pip install {error.name}"
+            f"torch_npu needs the package {error.name}, which is missing: pip install {error.name}"
         ) from error
     except (ImportError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,8 +1,8 @@
 """Eager operators on NPU tensors, by the CPU's kernels.
 
 The simulated device computes one operator itself. Debugging around it needs more: printing, comparing, building inputs. One boxed
-function serves them all. It hands the operator's CPU kernel views of the same memory, and turns what is fresh among the results into
-NPU tensors. Which operators: `eager_operators.OPERATORS`. All others keep failing with the device's error, which names the function.
+function serves them all. It hands the operator's CPU kernel views of the same memory, and turns what is fresh among the results
+into NPU tensors. Which operators: `eager_operators.OPERATORS`. All others fail with the device's error, which names the function.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _is_dispatched(overload: torch._ops.OpOverload) -> bool:
 def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """The kernel of one operator for NPU tensors: the CPU's kernel on the same memory.
 
-    Raises what the CPU's kernel raises, and RuntimeError if a CPU tensor (other than a scalar) is mixed in where a device would refuse it.
+    Raises what the CPU's kernel raises, and RuntimeError if a CPU tensor is mixed in where a device would refuse it.
     """
     across = overload._schema.name.removeprefix("aten::") in ACROSS_DEVICES
 
@@ -128,7 +128,7 @@ class _Pairs:
             return view
         if tensor.dim() and not self._across:
             raise RuntimeError(
-                f"{self._operator}: all tensors must be on the same device, but one of shape {tuple(tensor.shape)} is on {tensor.device}"
+                f"{self._operator}: all tensors must be on the same device, but one {tuple(tensor.shape)} is on {tensor.device}"
             )
         return tensor
 

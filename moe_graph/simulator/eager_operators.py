@@ -1,4 +1,4 @@
-"""The eager operators that the simulated device serves, by their names in aten. All overloads are meant: functional, in-place, out=."""
+"""The eager operators that the simulated device serves, by their names in aten. All overloads are meant."""
 
 from __future__ import annotations
 

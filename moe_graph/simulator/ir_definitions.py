@@ -1,6 +1,6 @@
 """What GE's registry would say of an operator: its inputs, outputs and attributes, read from torchair's generated `ge` functions.
 
-torchair carries a function for each of some 1700 GE operators, generated from their REG_OP declarations, which stand in its docstring.
+torchair carries a function for each of some 1700 GE operators, generated from its REG_OP declaration, which is its docstring.
 An operator that is registered in CANN alone is not there, and is answered as not registered.
 """
 

@@ -1,7 +1,7 @@
 """What the installed torch_npu wheel expects of CANN, read from its libraries.
 
-Three things: the names of the libraries it is linked against, the symbols they must define before the dynamic linker lets it load, and
-the names it looks up at run time, which stand in it as strings. Nothing is assumed of a version: another wheel gives another list.
+Three things: the names of the libraries it is linked against, the symbols they must define before the dynamic linker lets it load,
+and the names it looks up at run time, which stand in it as strings. Nothing is assumed of a version: another wheel, another list.
 """
 
 from __future__ import annotations

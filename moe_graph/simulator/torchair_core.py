@@ -1,7 +1,7 @@
 """The stand-in for torchair's extension module: graphs that torchair lowers are executed by the host engine.
 
-The real `torchair.core._torchair` binds GE, which is the part of CANN that compiles and runs graphs. All other parts of torchair are
-Python and stay as they are. What needs GE itself (export to a model file, tuning, dumping from the device) raises `NeedsCann`.
+The real `torchair.core._torchair` binds GE, the part of CANN that compiles and runs graphs. All other parts of torchair are Python
+and stay as they are. What needs GE itself (export to a model file, tuning, dumping from the device) raises `NeedsCann`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class TorchNpuGraphBase:
 
 
 def _output_device(devices: list[torch.device]) -> torch.device:
-    """Outputs go where the inputs are; with no input on a device, to the current one, or to the CPU where torch_npu is not loaded."""
+    """Where the inputs are; with none on a device, the current one, or the CPU where torch_npu is not loaded."""
     if devices:
         return devices[0]
     if "torch_npu" in sys.modules:

@@ -1,4 +1,4 @@
-"""`torch_npu.npu_moe_re_routing` through torch_npu's own C++ adapter: right results within the kernel's limits, clear errors outside."""
+"""`torch_npu.npu_moe_re_routing` through torch_npu's own C++ adapter: right within the kernel's limits, clear errors outside."""
 
 import threading
 
