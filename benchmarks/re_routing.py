@@ -128,11 +128,11 @@ def decode_shapes(rounds):
             index = operator(tokens, counts)[2]
             times = seconds(
                 {
-                    "fallback": lambda: operator(tokens, counts),
-                    "split": lambda: split_and_cat(tokens, counts),
-                    "loop": lambda: loop_over_chunks(tokens, counts),
-                    "un_routing": lambda: moe_graph.moe_un_routing(tokens, counts),
-                    "argsort": lambda: sorted_back(tokens, index),
+                    "fallback": partial(operator, tokens, counts),
+                    "split": partial(split_and_cat, tokens, counts),
+                    "loop": partial(loop_over_chunks, tokens, counts),
+                    "un_routing": partial(moe_graph.moe_un_routing, tokens, counts),
+                    "argsort": partial(sorted_back, tokens, index),
                 },
                 rounds,
             )

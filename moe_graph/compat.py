@@ -14,6 +14,11 @@ def schema_of(qualname: str) -> torch._C.FunctionSchema | None:
         return None
 
 
+def has_argument(operator: torch._ops.OpOverload, name: str) -> bool:
+    """Does an operator's schema have this argument?"""
+    return any(argument.name == name for argument in operator._schema.arguments)
+
+
 def define(library: Library, schema: str) -> None:
     """Define an operator, promising torch.compile what it can be promised (the tag came with torch 2.2)."""
     tag = getattr(torch.Tag, "pt2_compliant_tag", None)

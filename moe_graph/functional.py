@@ -43,7 +43,9 @@ def moe_re_routing(
             counts that do not sum to A. Nothing has been written then.
     """
     arguments = dict(per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type)
-    if tokens_dtype is not None:  # older schemas lack it
+    if tokens_dtype is not None:  # passed on only then: older schemas lack it
+        if not compat.is_compiling() and not compat.has_argument(contract.operator(), "tokens_dtype"):
+            raise ValueError(f"{contract.NAME}: tokens_dtype must be None with this torch_npu, got {tokens_dtype}")
         arguments["tokens_dtype"] = tokens_dtype
     if out is None:
         return MoeReRoutingOutput(*contract.operator()(tokens, expert_token_num_per_rank, **arguments))

@@ -56,7 +56,7 @@ TYPES = (
     _type("DT_QUINT8", 21, 21, "uint8"),
     _type("DT_BF16", 27, 27, "bfloat16"),
     _type("DT_INT4", 29, 28, "uint8", 4),
-    _type("DT_COMPLEX32", 33, 32, "complex32"),
+    _type("DT_COMPLEX32", 33, 32, "complex32", 32),  # given: asking torch for its width warns
     _type("DT_HIFLOAT8", 34, 33, "uint8"),
     _type("DT_FLOAT8_E5M2", 35, 34, "float8_e5m2"),
     _type("DT_FLOAT8_E4M3FN", 36, 35, "float8_e4m3fn"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -50,9 +52,12 @@ class Program:
         return [values[slot] for slot in plan.results]
 
 
-def load_model(serialized: bytes) -> Program:
-    """Parse and plan a serialized ModelDef, as torchair hands it to GE. Raises GraphError."""
-    return Program(graph.plan(graph.parse(serialized)))
+def load_model(serialized: bytes, source_lines: Mapping[str, str] | None = None) -> Program:
+    """Parse and plan a serialized ModelDef, as torchair hands it to GE. Raises GraphError.
+
+    `source_lines` tells for an FX node's name the line of the user's program it came from; errors quote it.
+    """
+    return Program(graph.plan(graph.parse(serialized), source_lines))
 
 
 def _check_input(node: Node, position: int, value: Tensor) -> None:

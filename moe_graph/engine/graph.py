@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,8 +81,11 @@ def parse(serialized: bytes) -> Any:
     return model.graph[0]
 
 
-def plan(graph: Any) -> Plan:
-    """Plan a GraphDef. Raises GraphError that names the node: unknown type, missing input, cycle, duplicate name, no NetOutput."""
+def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
+    """Plan a GraphDef. Raises GraphError that names the node: unknown type, missing input, cycle, duplicate name, no NetOutput.
+
+    `source_lines` tells for an FX node's name the line of the user's program it came from; errors quote it.
+    """
     nodes = [_node(index, op) for index, op in enumerate(graph.op)]
     by_name: dict[str, Node] = {}
     for node in nodes:
@@ -90,6 +94,7 @@ def plan(graph: Any) -> Plan:
         by_name[node.name] = node
     for node, op in zip(nodes, graph.op):
         _connect(node, op, by_name)
+    _trace_sources(nodes, source_lines or {})
     outputs = [node for node in nodes if node.type == OUTPUT_TYPE]
     if len(outputs) != 1:
         raise GraphError(f"graph {graph.name!r} must have one NetOutput, got {len(outputs)}")
@@ -131,6 +136,19 @@ def _source(op: Any) -> str:
         if "_fx_tensor_name" in desc.attr:
             return desc.attr["_fx_tensor_name"].s.decode(errors="replace")
     return ""
+
+
+def _trace_sources(nodes: list[Node], source_lines: Mapping[str, str]) -> None:
+    """torchair notes the FX node on the last operator of its lowering only: the operators before it take it from their reader."""
+    for node in reversed(nodes):
+        for slot in node.slots:
+            reader = None if slot is None else nodes[slot[0]]
+            if reader is not None and not reader.source and reader.type not in (*DATA_TYPES, *CONST_TYPES):
+                reader.source = node.source
+    for node in nodes:
+        line = source_lines.get(node.source.partition("-")[0])
+        if line:
+            node.source += f", {line}"
 
 
 def _connect(node: Node, op: Any, by_name: dict[str, Node]) -> None:
