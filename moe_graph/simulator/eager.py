@@ -19,21 +19,24 @@ from moe_graph.simulator.eager_operators import ACROSS_DEVICES, OPERATORS
 from moe_graph.simulator.memory import cpu_view, is_npu, to_npu
 
 _KEY = "PrivateUse1"
-_library: torch.library.Library | None = None
+_libraries: list[torch.library.Library] = []
 _default_generator_lock = threading.Lock()
 
 
 def install() -> None:
     """Register the CPU-backed kernels of all listed operators for NPU tensors, over torch_npu's own. Idempotent."""
-    global _library
-    if _library is not None:
+    if _libraries:
         return
-    _library = torch.library.Library("aten", "IMPL")
+    library = {space: torch.library.Library(space, "IMPL") for space in ("aten", "npu")}
+    _libraries.extend(library.values())
     for packet in OPERATORS:
         for overload in _overloads(packet):
-            _library.impl(overload._schema.name.removeprefix("aten::") + _suffix(overload), kernel(overload), _KEY)
-    for name, function in SPECIAL.items():
-        _library.impl(name, function, _KEY)
+            library["aten"].impl(
+                overload._schema.name.removeprefix("aten::") + _suffix(overload), kernel(overload), _KEY
+            )
+    for qualified, function in SPECIAL.items():
+        space, name = qualified.split("::")
+        library[space].impl(name, function, _KEY)
 
 
 def _suffix(overload: torch._ops.OpOverload) -> str:
@@ -216,7 +219,7 @@ def _draw(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any], 
     return overload(*args, **{**kwargs, "generator": generator})
 
 
-# ---- operators that torch_npu's own autograd calls and the CPU has no kernel for ----
+# ---- operators that torch_npu itself calls and the CPU has no kernel for ----
 
 
 def _matmul_backward(
@@ -234,4 +237,12 @@ def _matmul_backward(
     return for_left, for_right
 
 
-SPECIAL: dict[str, Callable[..., Any]] = {"matmul_backward": _matmul_backward}
+def _npu_dtype_cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """torch_npu's own cast, by the one of aten."""
+    return torch.ops.aten._to_copy(tensor, dtype=dtype)
+
+
+SPECIAL: dict[str, Callable[..., Any]] = {
+    "aten::matmul_backward": _matmul_backward,
+    "npu::npu_dtype_cast": _npu_dtype_cast,
+}

@@ -16,13 +16,13 @@
 #define MAX_DEVICES 64
 #define DEFAULT_GIB 64.0
 
-typedef enum { ON_DEVICE, ON_HOST, REGISTERED_HOST } place;
+typedef enum { ON_DEVICE, MAPPED_ON_DEVICE, ON_HOST, REGISTERED_HOST } place;
 
 typedef struct {
     char *start;
     size_t size;
     place where;
-    int32_t device; /* ON_DEVICE only */
+    int32_t device; /* of device memory only */
 } allocation;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -88,11 +88,47 @@ static bool take(void *pointer, place where, allocation *taken)
         *taken = table[at];
         table_size--;
         memmove(table + at, table + at + 1, (table_size - at) * sizeof *table);
-        if (where == ON_DEVICE)
-            used_bytes[taken->device] -= taken->size;
     }
     pthread_mutex_unlock(&lock);
     return found;
+}
+
+bool sim_add_mapping(void *start, size_t size, int32_t device)
+{
+    pthread_mutex_lock(&lock);
+    bool kept = insert((allocation){start, size, MAPPED_ON_DEVICE, device});
+    pthread_mutex_unlock(&lock);
+    return kept;
+}
+
+size_t sim_remove_mapping(void *start)
+{
+    allocation taken;
+    return take(start, MAPPED_ON_DEVICE, &taken) ? taken.size : 0;
+}
+
+aclError sim_claim(const char *function, int32_t device, size_t bytes)
+{
+    size_t capacity = device_capacity();
+    if (capacity == 0)
+        return ACL_ERROR_INVALID_PARAM;
+    pthread_mutex_lock(&lock);
+    size_t used = used_bytes[device];
+    bool fits = used <= capacity && bytes <= capacity - used;
+    if (fits)
+        used_bytes[device] += bytes;
+    pthread_mutex_unlock(&lock);
+    if (fits)
+        return ACL_SUCCESS;
+    return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: device %d is out of memory: %zu bytes asked, %zu of %zu free", function, device,
+                    bytes, used < capacity ? capacity - used : 0, capacity);
+}
+
+void sim_unclaim(int32_t device, size_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    used_bytes[device] -= bytes;
+    pthread_mutex_unlock(&lock);
 }
 
 static aclError allocate(const char *function, void **pointer, size_t size, place where)
@@ -107,28 +143,19 @@ static aclError allocate(const char *function, void **pointer, size_t size, plac
         entry.device = sim_current_device();
         if (entry.device < 0)
             return sim_fail(ACL_ERROR_CONTEXT_NULL, "%s: this thread has set no device", function);
-        size_t capacity = device_capacity();
-        if (capacity == 0)
-            return ACL_ERROR_INVALID_PARAM;
-        pthread_mutex_lock(&lock);
-        size_t used = used_bytes[entry.device];
-        bool fits = used <= capacity && entry.size <= capacity - used;
-        if (fits)
-            used_bytes[entry.device] += entry.size;
-        pthread_mutex_unlock(&lock);
-        if (!fits)
-            return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: device %d is out of memory: %zu bytes asked, %zu of %zu free", function,
-                            entry.device, size, used < capacity ? capacity - used : 0, capacity);
+        aclError error = sim_claim(function, entry.device, entry.size);
+        if (error != ACL_SUCCESS)
+            return error;
     }
     void *block = NULL;
     bool made = posix_memalign(&block, ALIGNMENT, entry.size) == 0;
     pthread_mutex_lock(&lock);
     entry.start = block;
     bool kept = made && insert(entry);
-    if (!kept && where == ON_DEVICE)
-        used_bytes[entry.device] -= entry.size;
     pthread_mutex_unlock(&lock);
     if (!kept) {
+        if (where == ON_DEVICE)
+            sim_unclaim(entry.device, entry.size);
         if (made)
             free(block);
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: this machine has no %zu bytes left behind the simulated device", function, size);
@@ -143,6 +170,8 @@ static aclError release(const char *function, void *pointer, place where)
     if (!take(pointer, where, &taken))
         return sim_fail(ACL_ERROR_MEMORY_FREE, "%s: %p is not the start of a live %s allocation", function, pointer,
                         where == ON_DEVICE ? "device" : "host");
+    if (where == ON_DEVICE)
+        sim_unclaim(taken.device, taken.size);
     free(taken.start);
     return ACL_SUCCESS;
 }
@@ -173,7 +202,7 @@ SIM_API aclError aclrtGetMemInfo(int32_t attribute, size_t *free_bytes, size_t *
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtGetMemInfo: %s is null", free_bytes == NULL ? "free" : "total");
     int32_t device = sim_current_device();
     if (device < 0)
-        return sim_fail(ACL_ERROR_CONTEXT_NULL, "aclrtGetMemInfo: this thread has set no device");
+        device = 0; /* torch_npu asks for the properties of a device before it has set one */
     size_t capacity = device_capacity();
     if (capacity == 0)
         return ACL_ERROR_INVALID_PARAM;
@@ -182,6 +211,26 @@ SIM_API aclError aclrtGetMemInfo(int32_t attribute, size_t *free_bytes, size_t *
     pthread_mutex_unlock(&lock);
     *total_bytes = capacity;
     *free_bytes = used < capacity ? capacity - used : 0;
+    return ACL_SUCCESS;
+}
+
+typedef struct {
+    int32_t cube, vector, aicpu, memory; /* percent */
+    void *extension;
+} utilization;
+
+/* Kernels are finished when their launch returns, so nothing computes at the moment of asking. */
+SIM_API aclError aclrtGetDeviceUtilizationRate(int32_t device, utilization *result)
+{
+    if (result == NULL || device < 0 || device >= sim_device_count())
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtGetDeviceUtilizationRate: no device %d, or null utilizationInfo", device);
+    size_t capacity = device_capacity();
+    if (capacity == 0)
+        return ACL_ERROR_INVALID_PARAM;
+    pthread_mutex_lock(&lock);
+    size_t used = used_bytes[device];
+    pthread_mutex_unlock(&lock);
+    *result = (utilization){0, 0, 0, (int32_t)(100.0 * (double)used / (double)capacity), NULL};
     return ACL_SUCCESS;
 }
 
@@ -235,6 +284,11 @@ SIM_API aclError aclrtHostUnregister(void *pointer)
 
 /* ---- whose memory is it? ---- */
 
+static bool is_device(const allocation *found)
+{
+    return found->where == ON_DEVICE || found->where == MAPPED_ON_DEVICE;
+}
+
 /* The live allocation that holds `pointer`; false if none does. */
 static bool look_up(const void *pointer, allocation *found)
 {
@@ -263,8 +317,8 @@ SIM_API aclError aclrtPointerGetAttributes(const void *pointer, pointer_attribut
     attributes->type = UNREGISTERED;
     allocation found;
     if (look_up(pointer, &found)) {
-        attributes->type = found.where == ON_DEVICE ? DEVICE : HOST;
-        attributes->id = found.where == ON_DEVICE ? (uint32_t)found.device : 0;
+        attributes->type = is_device(&found) ? DEVICE : HOST;
+        attributes->id = is_device(&found) ? (uint32_t)found.device : 0;
     }
     return ACL_SUCCESS;
 }
@@ -273,13 +327,21 @@ aclError sim_check_device_range(const char *what, const void *pointer, size_t by
 {
     if (bytes == 0)
         return ACL_SUCCESS;
-    allocation found;
-    if (!look_up(pointer, &found) || found.where != ON_DEVICE)
-        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %p is not memory of a device", what, pointer);
-    size_t left = found.size - (size_t)((const char *)pointer - found.start);
-    if (bytes > left)
-        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes at %p run %zu bytes past the end of their allocation", what, bytes, pointer,
-                        bytes - left);
+    /* Mappings of physical memory lie side by side and are used as one. */
+    for (size_t checked = 0; checked < bytes;) {
+        allocation found;
+        const char *position = (const char *)pointer + checked;
+        if (!look_up(position, &found) || !is_device(&found)) {
+            if (checked == 0)
+                return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %p is not memory of a device", what, pointer);
+            return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes at %p run %zu bytes past the end of their allocation", what, bytes,
+                            pointer, bytes - checked);
+        }
+        checked += found.size - (size_t)(position - found.start);
+        if (checked < bytes && found.where != MAPPED_ON_DEVICE)
+            return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes at %p run %zu bytes past the end of their allocation", what, bytes,
+                            pointer, bytes - checked);
+    }
     return ACL_SUCCESS;
 }
 

@@ -15,6 +15,8 @@ from moe_graph.simulator.errors import SimulatorError
 
 # Function names of CANN as they occur in strings: aclrtMalloc, aclnnAdd, HcclSend ...
 _LOOKED_UP = re.compile(rb"(?<![A-Za-z0-9_])(?:acl(?:rt|nn|mdl|op|prof|tdt|sys)?[A-Z]|Hccl[A-Z])[A-Za-z0-9_]{2,}(?=\0)")
+# Mangled names in torch's namespaces, and its Python bindings'.
+_OF_TORCH = re.compile(r"_Z(?:N[KR]*|T[VIST]N?)?(?:2at|3c10|5torch|8caffe2)|_Z\d+THP")
 _ACLNN = re.compile(r"aclnn[A-Z]")
 _WORKSPACE = "GetWorkspaceSize"
 # Opened by name at run time, not linked: the operators.
@@ -68,9 +70,23 @@ def requirements(wheel: Path) -> Requirements:
             looked_up.update((base, base + _WORKSPACE))
     own = {file.name for file in files}
     found = _Found()
-    symbols = {name for name in undefined - defined if not found.symbol(name)} | looked_up
+    missing = {name for name in undefined - defined if not found.symbol(name)}
+    _check_torch(missing)
+    symbols = missing | looked_up
     sonames = {name for name in needed - own if not found.library(name)} | set(_OPENED)
     return Requirements(tuple(sorted(sonames)), tuple(sorted(symbols)))
+
+
+def _check_torch(missing: set[str]) -> None:
+    """torch's own symbols must come from torch: where they are missing, the wheel was built for another version of it."""
+    for name in sorted(missing):
+        if _OF_TORCH.match(name):
+            import torch
+
+            raise SimulatorError(
+                f"torch_npu was built for another torch than {torch.__version__} ({name} is missing): install the torch_npu "
+                "of the same version"
+            )
 
 
 def _dynamic_symbols(elf) -> tuple[set[str], set[str]]:

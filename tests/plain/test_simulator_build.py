@@ -117,6 +117,23 @@ print("ok")
     assert run.stdout == "ok\n", run.stderr
 
 
+def test_expandable_segments(cache):
+    code = """
+import moe_graph.simulator, torch
+free = torch.npu.mem_get_info()[0]
+parts = [torch.full((30 << 20,), i, dtype=torch.uint8).npu() for i in range(4)]
+whole = torch.cat(parts)
+assert [whole[i * (30 << 20)].item() for i in range(4)] == [0, 1, 2, 3]
+assert free - torch.npu.mem_get_info()[0] >= 240 << 20
+del parts, whole
+torch.npu.empty_cache()
+assert torch.npu.mem_get_info()[0] >= free
+print("ok")
+"""
+    run = python("-c", code, MOE_GRAPH_CACHE=cache, PYTORCH_NPU_ALLOC_CONF="expandable_segments:True")
+    assert (run.returncode, run.stdout) == (0, "ok\n"), run.stderr
+
+
 def last_line(run):
     assert run.returncode != 0
     return run.stderr.strip().splitlines()[-1]

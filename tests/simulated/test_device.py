@@ -102,6 +102,39 @@ def test_what_computes_and_is_not_modelled_names_itself():
         torch_npu.npu_rms_norm(x, x)
 
 
+def test_collective_communication_names_itself(monkeypatch):
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("hccl", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="simulated device: Hccl.* is not modelled"):
+            torch.distributed.all_reduce(torch.ones(2, device="npu"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_properties_of_the_device():
+    properties = torch.npu.get_device_properties(0)
+    assert properties.name == "Ascend910B1" and properties.total_memory == 64 << 30
+    assert torch.npu.utilization() == 0
+    assert torch_npu.npu_dtype_cast(torch.ones(2, device="npu"), torch.float16).dtype == torch.float16
+
+
+def test_a_wheel_of_another_torch_is_told_apart():
+    from moe_graph.simulator import SimulatorError, symbols
+
+    symbols._check_torch({"aclrtMalloc", "_ZN2ge10GEFinalizeEv"})
+    for name in (
+        "_ZN3c106SymIntmlERKS0_",
+        "_ZNK2at10TensorBase3dimEv",
+        "_ZN5torch8autograd4NodeE",
+        "_Z18THPVariable_Wrapv",
+    ):
+        with pytest.raises(SimulatorError, match="built for another torch than"):
+            symbols._check_torch({name})
+
+
 def test_capture_of_a_graph_of_tasks_names_itself():
     with pytest.raises(RuntimeError, match="simulated device: aclmdlRICapture.* is not modelled"):
         with torch.npu.graph(torch.npu.NPUGraph()):

@@ -1,0 +1,82 @@
+"""Two copies of the kernel's limits agree: `moe_graph.product` (what the converter lowers by) and the simulated kernel (in C)."""
+
+import itertools
+
+import pytest
+import torch
+import torch_npu
+
+from moe_graph import product
+
+A, H = 6, 4
+COUNTS = torch.tensor([[1, 2], [3, 0]], dtype=torch.int32)
+TOKENS = [
+    torch.float16,
+    torch.bfloat16,
+    torch.int8,
+    torch.uint8,
+    torch.float32,
+    torch.int32,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]
+SCALES = {
+    "none": None,
+    "A": torch.zeros(A),
+    "A,S": torch.zeros(A, 3),
+    "A,1,2": torch.zeros(A, 1, 2),
+    "half": torch.zeros(A, dtype=torch.float16),
+    "e8m0": torch.zeros(A, 1, 2, dtype=torch.uint8).view(torch.float8_e8m0fnu),
+    "bytes": torch.zeros(A, 1, 2, dtype=torch.uint8),
+    "flat e8m0": torch.zeros(A, dtype=torch.uint8).view(torch.float8_e8m0fnu),
+}
+
+
+def accepts(tokens, **arguments):
+    try:
+        torch_npu.npu_moe_re_routing(tokens.npu(), COUNTS.npu(), **arguments)
+    except RuntimeError as error:
+        assert "simulated device: aclnnMoeReRouting: " in str(error)
+        return False
+    return True
+
+
+def says(name, tokens, **arguments):
+    limits = product.PRODUCTS[name]
+    refused = product.unsupported(limits, tokens, **arguments)
+    travels = 2 * H if arguments.get("tokens_dtype") in (296, 297) else tokens.shape[1]
+    return limits.fits(travels) and not any(vars(refused).values())
+
+
+@pytest.mark.parametrize("name", ["A2", "A3", "950"])
+def test_dtypes_scales_and_attributes(monkeypatch, name):
+    monkeypatch.setenv("MOE_GRAPH_SIM_SOC", name)
+    accepted = 0
+    for dtype, scales, count_type, idx_type in itertools.product(TOKENS, SCALES, (0, 1), (0, 1)):
+        tokens = torch.zeros(A, H * 4, dtype=torch.uint8).view(dtype)
+        arguments = {"expert_token_num_type": count_type, "idx_type": idx_type}
+        if SCALES[scales] is not None:
+            arguments["per_token_scales"] = SCALES[scales]
+        expected = says(name, tokens, **arguments)
+        on_device = {key: value.npu() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+        assert accepts(tokens, **on_device) == expected, (dtype, scales, arguments)
+        accepted += expected
+    assert accepted > 5
+
+
+@pytest.mark.parametrize("name", ["A2", "A3", "950"])
+@pytest.mark.parametrize("tokens_dtype", [290, 296, 297])
+def test_tokens_dtype(monkeypatch, name, tokens_dtype):
+    monkeypatch.setenv("MOE_GRAPH_SIM_SOC", name)
+    tokens = torch.zeros(A, H, dtype=torch.uint8)
+    assert (
+        accepts(tokens, tokens_dtype=tokens_dtype) == says(name, tokens, tokens_dtype=tokens_dtype) == (name == "950")
+    )
+
+
+@pytest.mark.parametrize("name", ["A2", "A3", "950"])
+@pytest.mark.parametrize("hidden", [0, 1, 16383, 16384])
+def test_hidden(monkeypatch, name, hidden):
+    monkeypatch.setenv("MOE_GRAPH_SIM_SOC", name)
+    tokens = torch.zeros(A, hidden, dtype=torch.int8)
+    assert accepts(tokens) == says(name, tokens) == (0 < hidden < 16384)
