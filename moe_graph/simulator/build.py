@@ -113,7 +113,8 @@ def _find_compiler() -> list[str] | None:
         if found:
             return [found]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc"]
+        # Without a named target zig asks the system's own cc what "native" is, and there is none.
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu"]
     return None
 
 

@@ -33,10 +33,7 @@ def cpu_view(tensor: Tensor) -> Tensor:
 
 def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
     """A new NPU tensor with the values of a CPU tensor, and with its strides where they leave no gap and no overlap."""
-    if torch._debug_has_internal_overlap(tensor) == 0 and tensor.is_contiguous():
-        made = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-    else:
-        made = torch.empty_strided(tensor.shape, _dense_strides(tensor), dtype=tensor.dtype, device=device)
+    made = torch.empty_strided(tensor.shape, _dense_strides(tensor), dtype=tensor.dtype, device=device)
     if tensor.numel():
         cpu_view(made).copy_(tensor)
     return made
@@ -44,4 +41,6 @@ def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """Strides of a dense tensor with the same order of dimensions."""
+    if tensor.is_contiguous():
+        return tensor.stride()
     return torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride()
