@@ -37,7 +37,8 @@ def convert_moe_re_routing(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower the operator. Outputs have the shapes and dtypes of the fake implementation; A may be symbolic.
 
-    Raises ValueError as `moe_graph.validation.check_arguments` does.
+    Raises ValueError as `moe_graph.validation.check_arguments` does, and for tokens of torch.float4_e2m1fn_x2: torchair describes those to
+    GE with half of their elements.
     """
     attributes = dict(
         per_token_scales=None if per_token_scales is None else per_token_scales.meta,
@@ -46,6 +47,7 @@ def convert_moe_re_routing(
         tokens_dtype=tokens_dtype,
     )
     validation.check_arguments(tokens.meta, expert_token_num_per_rank.meta, **attributes)
+    _check_described_whole(tokens.meta)
     product = current_product()
     lacks = unsupported(product, tokens.meta, **attributes)
     carrier = _carrier(tokens.meta, tokens_dtype, lacks)
@@ -68,6 +70,14 @@ def convert_moe_re_routing(
     if lacks.cumsum:
         outputs = outputs._replace(expert_token_num=ge_helpers.inclusive_sum(outputs.expert_token_num))
     return tuple(outputs)
+
+
+def _check_described_whole(tokens: torch.Tensor) -> None:
+    if tokens.dtype == getattr(torch, "float4_e2m1fn_x2", None):
+        raise ValueError(
+            f"tokens must not be {tokens.dtype} in graph mode: torchair tells GE that a row has {tokens.shape[1]} float4 elements, and it "
+            f"has twice as many. Give tokens.view(torch.uint8) with tokens_dtype={contract.FLOAT4_E2M1}"
+        )
 
 
 def _carrier(tokens: torch.Tensor, tokens_dtype: int | None, lacks: Unsupported) -> Carrier | None:

@@ -25,23 +25,18 @@ def define(library: Library, schema: str) -> None:
     library.define(schema, **({} if tag is None else {"tags": (tag,)}))
 
 
-def impl(library: Library, name: str, function: object, key: str) -> bool:
-    """Register a kernel over one that is there. True if Python had registered the former for this key.
+def impl(library: Library, name: str, function: object, key: str) -> None:
+    """Register a kernel over one that is there.
 
     Up to torch 2.5 `Library.impl` refuses a key that Python has registered before (as torch_npu does for Meta); later it does not.
-    The record it looks at is set aside for the moment of the call.
+    The record it looks at is set aside for the moment of the call, and stays the former's: this library's end leaves it.
     """
     record = f"{library.ns}/{name}/{key}"
     replaced = record in torch.library._impls
     torch.library._impls.discard(record)
     library.impl(name, function, key)
-    return replaced
-
-
-def destroy(library: Library, replaced: list[str]) -> None:
-    """Take a library's registrations back, and leave the records of the kernels it had replaced as they were."""
-    library._destroy()
-    torch.library._impls.update(f"{library.ns}/{record}" for record in replaced)
+    if replaced:
+        library._op_impls.discard(record)
 
 
 def is_compiling() -> bool:

@@ -1,7 +1,7 @@
 """Ascend products and what the `MoeReRouting` kernel accepts on each.
 
-Source: the operator's page in the torch_npu documentation and the checks of the CANN kernel. The converter asks `unsupported` whether a call
-is one native node; the kernel of the simulated device has its own copy of these checks, in C, and a test holds the two together.
+Source: the operator's page in the torch_npu documentation and the checks of the CANN kernel. The converter asks `unsupported` whether a
+call is one native node; the kernel of the simulated device has its own copy of these checks, in C, and a test holds the two together.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch.library import Library
 
@@ -31,7 +31,6 @@ class _Registered:
 
     definition: Library | None
     kernels: Library
-    replaced: list[str] = field(default_factory=list)
 
 
 _lock = threading.RLock()
@@ -75,17 +74,16 @@ def _register_kernels() -> None:
         compat.define(definition, contract.SCHEMA)
     _registered = _Registered(definition, Library(contract.NAMESPACE, "IMPL"))
     for key, kernel in KERNELS.items():
-        if compat.impl(_registered.kernels, contract.NAME, kernel, key):
-            _registered.replaced.append(f"{contract.NAME}/{key}")
+        compat.impl(_registered.kernels, contract.NAME, kernel, key)
 
 
 def _unregister_kernels() -> None:
     global _registered
     if _registered is None:
         return
-    compat.destroy(_registered.kernels, _registered.replaced)
+    _registered.kernels._destroy()
     if _registered.definition is not None:
-        compat.destroy(_registered.definition, [])
+        _registered.definition._destroy()
     _registered = None
 
 

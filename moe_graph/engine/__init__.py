@@ -1,9 +1,9 @@
 """The host graph engine: executes on the CPU the GE graph that torchair has lowered a model to.
 
-    evaluator   load_model(bytes) -> Program, Program.run       graph       parsing and planning
-    registry    which kernel serves which GE type                kernels/    the kernels, by family
-    dtypes      GE's data types                                  attributes  attributes and constants
-    proto       torchair's protobuf classes                      errors      GraphError, KernelError
+evaluator   load_model(bytes) -> Program, Program.run       graph       parsing and planning
+registry    which kernel serves which GE type                kernels/    the kernels, by family
+dtypes      GE's data types                                  attributes  attributes and constants
+proto       torchair's protobuf classes                      errors      GraphError, KernelError
 """
 
 from moe_graph.engine.errors import GraphError, KernelError

@@ -1,8 +1,9 @@
 """GE's data types: one table for the two numberings in use and for torch.
 
-Descriptors carry the numbers of the protobuf enum `ge.proto.DataType`; attributes (`dst_type`, `type`, `dtype`) carry those of GE's C++ enum,
-which torchair's `DataType` mirrors. Types torch lacks are carried as uint8. Types below a byte (int4, float4) are carried unpacked, one element
-per uint8: shapes are then the logical ones, and only Bitcast and constants see the packed form (two elements a byte, the low half first).
+Descriptors carry the numbers of the protobuf enum `ge.proto.DataType`; attributes (`dst_type`, `type`, `dtype`) carry those of
+GE's C++ enum, which torchair's `DataType` mirrors. Types torch lacks are carried as uint8. Types below a byte (int4, float4) are
+carried unpacked, one element per uint8: shapes are then the logical ones, and only Bitcast and constants see the packed form (two
+elements a byte, the low half first).
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def from_proto(number: int) -> GeType | None:
 def pack(elements: torch.Tensor) -> torch.Tensor:
     """Half-byte elements [..., K], one per uint8, to bytes [..., K/2]."""
     if elements.shape[-1] % 2:
-        raise ValueError(f"the last dimension of a half-byte type must be even to pack, got shape {tuple(elements.shape)}")
+        raise ValueError(
+            f"the last dimension of a half-byte type must be even to pack, got shape {tuple(elements.shape)}"
+        )
     return elements[..., 0::2] | (elements[..., 1::2] << 4)
 
 

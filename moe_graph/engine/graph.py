@@ -122,7 +122,12 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
 
 def _node(index: int, op: Any) -> Node:
     return Node(
-        index, op.name, op.type, _source(op), tuple(map(_descriptor, op.input_desc)), tuple(map(_descriptor, op.output_desc))
+        index,
+        op.name,
+        op.type,
+        _source(op),
+        tuple(map(_descriptor, op.input_desc)),
+        tuple(map(_descriptor, op.output_desc)),
     )
 
 

@@ -14,7 +14,7 @@ _LOADED = "torchair._ge_concrete_graph.ge_ir_pb2"
 _FILE = Path("dynamo", "torchair", "_ge_concrete_graph", "ge_ir_by_protoc_3_19_pb2.py")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def messages() -> ModuleType:
     """The module with `ModelDef`, `GraphDef`, `OpDef`, ...: torchair's own if it is loaded, else read from the installed wheel."""
     if _LOADED in sys.modules:

@@ -6,9 +6,9 @@ A kernel is a function whose signature is the operator's definition:
     def gather_v2(x: Tensor, indices: Tensor, axis: Tensor, *, batch_dims: int = 0) -> Tensor:
 
 Positional parameters are GE inputs by their GE names: `Tensor` required, `Tensor | None = None` optional, `Tensors` dynamic (x0, x1, ...).
-Keyword-only parameters are GE attributes by name with their defaults; an annotation `GeType` decodes a data type. A keyword-only
-parameter `node` receives the planned node (its output dtypes and shapes). The result is a tensor, or a tuple of them for several outputs; a list
-inside the tuple, or as the whole, is a dynamic output.
+Keyword-only parameters are GE attributes by name with their defaults; an annotation `GeType` decodes a data type. A
+keyword-only parameter `node` receives the planned node (its output dtypes and shapes). The result is a tensor, or a tuple of them
+for several outputs; a list inside the tuple, or as the whole, is a dynamic output.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def bind_inputs(kernel: Kernel, fed: list[tuple[str, int | None]]) -> tuple[int 
     bound: list[int | None | list[int]] = []
     for parameter in kernel.inputs:
         if parameter.dynamic:
-            names = [name for name, _ in fed if name.startswith(parameter.name) and name[len(parameter.name) :].isdigit()]
+            names = [
+                name for name, _ in fed if name.startswith(parameter.name) and name[len(parameter.name) :].isdigit()
+            ]
             used.update(names)
             bound.append([by_name[name] for name in names if by_name[name] is not None])
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections import deque
 from dataclasses import dataclass
 
 _MAX_DIMS = 16  # SIM_MAX_DIMS of sim.h
@@ -79,26 +81,34 @@ def _operand(record: _TensorRecord) -> Operand | None:
     )
 
 
+_RECORD_LENGTH = 65536  # RECORD_LENGTH of moe_re_routing.c
+_lock = threading.Lock()
+_read: deque[KernelCall] = deque(maxlen=_RECORD_LENGTH)
+
+
 def read(library: ctypes.CDLL) -> list[KernelCall]:
-    """The launches that are still recorded (the last 256), oldest first."""
+    """The launches that are still recorded (the last 65536), oldest first. Reads only those that have come since the last time."""
     library.moe_sim_call_count.restype = ctypes.c_uint64
     library.moe_sim_call.restype = ctypes.c_bool
     library.moe_sim_call.argtypes = [ctypes.c_uint64, ctypes.POINTER(_CallRecord)]
-    calls = []
     record = _CallRecord()
-    count = library.moe_sim_call_count()
-    for number in range(max(1, count - 255), count + 1):
-        if library.moe_sim_call(number, ctypes.byref(record)):
-            calls.append(
-                KernelCall(
-                    record.number,
-                    _operand(record.tokens),
-                    _operand(record.counts),
-                    _operand(record.scales),
-                    record.expert_token_num_type,
-                    record.idx_type,
-                    record.device,
-                    record.status,
-                )
-            )
-    return calls
+    with _lock:
+        known = _read[-1].number if _read else 0
+        count = library.moe_sim_call_count()
+        for number in range(max(known + 1, count - _RECORD_LENGTH + 1), count + 1):
+            if library.moe_sim_call(number, ctypes.byref(record)):
+                _read.append(_call(record))
+        return list(_read)
+
+
+def _call(record: _CallRecord) -> KernelCall:
+    return KernelCall(
+        record.number,
+        _operand(record.tokens),
+        _operand(record.counts),
+        _operand(record.scales),
+        record.expert_token_num_type,
+        record.idx_type,
+        record.device,
+        record.status,
+    )

@@ -114,7 +114,7 @@ def soc() -> str | None:
 
 
 def kernel_calls() -> list[calls.KernelCall]:
-    """The calls of aclnnMoeReRouting so far (at most the last 256), oldest first: what torch_npu's adapter handed to the kernel.
+    """The calls of aclnnMoeReRouting so far (at most the last 65536), oldest first: what torch_npu's adapter handed to the kernel.
 
     Raises SimulatorError if the simulated device does not run.
     """

@@ -27,7 +27,7 @@ typedef struct {
 
 /* ---- the record of calls, read by Python (see simulator/calls.py, which mirrors this layout) ---- */
 
-#define RECORD_LENGTH 256
+#define RECORD_LENGTH 65536 /* pages of the table come into being as it fills */
 
 typedef struct {
     int32_t dtype;

@@ -1,7 +1,7 @@
 """Which line of the user's program an FX node came from.
 
-The graph that torchair serializes carries FX names only. While lowering, torchair also writes the graph as Python text (the "py" dump), which
-quotes the lines: "# File <line of the program>" stands before the "## FX Code: <name>: ..." of each node from it.
+The graph that torchair serializes carries FX names only. While lowering, torchair also writes the graph as Python text (the "py" dump),
+which quotes the lines: "# File <line of the program>" stands before the "## FX Code: <name>: ..." of each node from it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_graph.simulator.ir_definitions import ir_definition
 from moe_graph.simulator.memory import cpu_view, is_npu, to_npu
+from moe_graph.simulator.source_lines import source_lines
 
 _NAME = "torchair.core._torchair"
 
@@ -73,7 +74,7 @@ class TorchNpuGraphBase:
         """
         from moe_graph.engine import load_model
 
-        program = load_model(bytes(serialized))
+        program = load_model(bytes(serialized), _source_lines_of_caller())
         with self._lock:
             self._serialized = serialized
             self._program = program
@@ -118,6 +119,15 @@ class TorchNpuGraphBase:
         if program is None:
             raise RuntimeError(f"simulated device: graph {self._name!r} cannot {step} before it is loaded")
         return program
+
+
+def _source_lines_of_caller() -> dict[str, str]:
+    """The user's program lines of the graph being loaded: torchair's `TorchNpuGraph.load` calls with the graph at hand in `ge_graph`.
+
+    The serialized graph does not carry them; a graph that torchair has read back from its cache has none.
+    """
+    caller = sys._getframe(2).f_locals.get("ge_graph")
+    return source_lines(getattr(caller, "python_code", ""))
 
 
 def _output_device(devices: list[torch.device]) -> torch.device:

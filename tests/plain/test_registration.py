@@ -34,7 +34,10 @@ def test_torch_first():
 
 def test_the_autoload_switch_is_left_alone():
     python("import os, moe_graph; assert 'TORCH_DEVICE_BACKEND_AUTOLOAD' not in os.environ")
-    python("import os, moe_graph; assert os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] == '1'", TORCH_DEVICE_BACKEND_AUTOLOAD="1")
+    python(
+        "import os, moe_graph; assert os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] == '1'",
+        TORCH_DEVICE_BACKEND_AUTOLOAD="1",
+    )
 
 
 def test_a_failing_import_of_torch_npu_leaves_the_operator_in_place(tmp_path):

@@ -25,8 +25,10 @@ def gather_v2(
     flat = indices.reshape(-1)
     if negative_index_support:
         flat = torch.where(flat < 0, flat + x.shape[dimension], flat)
-    return x.index_select(dimension, flat).unflatten(dimension, tuple(indices.shape)) if indices.dim() else x.select(
-        dimension, int(flat)
+    return (
+        x.index_select(dimension, flat).unflatten(dimension, tuple(indices.shape))
+        if indices.dim()
+        else x.select(dimension, int(flat))
     )
 
 

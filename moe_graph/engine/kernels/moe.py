@@ -24,9 +24,13 @@ def moe_re_routing(
     """
     counts = expert_token_num_per_rank
     if expert_token_num_type != contract.COUNT:
-        raise ValueError(f"expert_token_num_type must be {contract.COUNT} (the kernel's only mode), got {expert_token_num_type}")
+        raise ValueError(
+            f"expert_token_num_type must be {contract.COUNT} (the kernel's only mode), got {expert_token_num_type}"
+        )
     if bool((counts < 0).any()) or int(counts.sum()) != len(tokens):
-        raise ValueError(f"expert_token_num_per_rank must be >= 0 and sum to {len(tokens)}, got sum {int(counts.sum())}")
+        raise ValueError(
+            f"expert_token_num_per_rank must be >= 0 and sum to {len(tokens)}, got sum {int(counts.sum())}"
+        )
     experts = torch.arange(counts.shape[1]).expand(counts.shape).reshape(-1)  # of each chunk, in source order
     gather = torch.repeat_interleave(experts, counts.reshape(-1).long()).argsort(stable=True)
     index = gather
