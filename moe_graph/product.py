@@ -84,7 +84,7 @@ def set_product(name: str | None) -> None:
 
 def current_product() -> Product:
     """The product lowered for: `set_product`, else MOE_GRAPH_PRODUCT, else the device torch_npu sees, else A2 (A3 has the same rules)."""
-    name = _chosen or os.environ.get(_ENVIRONMENT)
+    name = _chosen or os.environ.get(_ENVIRONMENT) or None
     if name is not None:
         if name not in PRODUCTS:
             raise ValueError(f"{_ENVIRONMENT} must be one of {', '.join(PRODUCTS)}, got {name!r}")
