@@ -50,25 +50,16 @@ def wheel_folder() -> Path:
 
 
 def ensure_built() -> list[Path]:
-    """The libraries to load, in this order; compiled if the cache has none for this wheel, these sources and this compiler.
+    """The libraries to load, in this order; compiled if the cache has none for this wheel, these sources and this CC.
 
     Safe when several processes start at once. Raises SimulatorError if the wheel, pyelftools or a compiler is missing, or the
     compiler fails.
     """
     wheel = wheel_folder()
-    compiler = _find_compiler()
     base = cache_folder() / "simulator"
-    subject = _digest(wheel)
-    if compiler is None:
-        # A machine without a compiler can still use what an earlier one has left.
-        for folder in sorted(base.glob(f"{subject}-*")):
-            if (folder / _MANIFEST).exists():
-                return _libraries(folder)
-        raise SimulatorError(
-            "the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang"
-        )
-    folder = base / f"{subject}-{hashlib.sha256(' '.join(compiler).encode()).hexdigest()[:8]}"
+    folder = base / _digest(wheel)
     if not (folder / _MANIFEST).exists():
+        compiler = _find_compiler()
         try:
             base.mkdir(parents=True, exist_ok=True)
             with _locked(base / "lock"):
@@ -86,14 +77,16 @@ def _libraries(folder: Path) -> list[Path]:
 
 
 def _digest(wheel: Path) -> str:
-    """Identifies the wheel (by its version and the size and time of its largest library), our sources and the machine."""
+    """Identifies the wheel (by its version and the size and time of its largest library), our sources, the machine and CC."""
     main = wheel / "lib" / "libtorch_npu.so"
     stamp = main.stat() if main.exists() else wheel.stat()
     try:
         version = importlib.metadata.version("torch_npu")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
-    digest = hashlib.sha256(f"{version} {wheel} {stamp.st_size} {stamp.st_mtime_ns} {platform.machine()}".encode())
+    digest = hashlib.sha256(
+        f"{version} {wheel} {stamp.st_size} {stamp.st_mtime_ns} {platform.machine()} {os.environ.get('CC', '')}".encode()
+    )
     for source in [*_c_files(), *sorted(_SOURCES.glob("*.h")), Path(__file__), Path(symbols.__file__)]:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -103,8 +96,8 @@ def _c_files() -> list[Path]:
     return sorted(_SOURCES.glob("*.c"))
 
 
-def _find_compiler() -> list[str] | None:
-    """The command of a C compiler: CC, cc, gcc, clang or zig's. None if there is none."""
+def _find_compiler() -> list[str]:
+    """The command of a C compiler: CC, cc, gcc, clang or zig's. Raises SimulatorError if there is none."""
     chosen = shlex.split(os.environ.get("CC", ""))
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -115,7 +108,9 @@ def _find_compiler() -> list[str] | None:
     if importlib.util.find_spec("ziglang") is not None:
         # Without a named target zig asks the system's own cc what "native" is, and there is none.
         return [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu"]
-    return None
+    raise SimulatorError(
+        "the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang"
+    )
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def test_first_difference_is_named(output):
         outputs[output].view(-1)[1:] += 1
         return outputs
 
-    difference = moe_graph.compare_with_fallback(tokens, counts, per_token_scales=torch.rand(20), implementation=broken)
+    difference = moe_graph.compare_with_fallback(
+        tokens, counts, per_token_scales=torch.arange(20.0), implementation=broken
+    )
     assert difference.output == moe_graph.MoeReRoutingOutput._fields[output]
     assert difference.position == ((0, 1) if output == 0 else (1,))
     assert difference.kernel == difference.fallback + 1
