@@ -22,6 +22,9 @@ from moe_graph.status import status
 
 __version__ = "0.1.0"
 
+# Tools of the host engine, imported when they are asked for; they need torchair's wheel, so `import *` leaves them out.
+_LAZY = {"trace": "moe_graph.engine.trace", "compare_graph": "moe_graph.engine.compare"}
+
 __all__ = [
     "Difference",
     "MoeReRoutingOutput",
@@ -36,5 +39,18 @@ __all__ = [
     "status",
     "unregister",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list:
+    return sorted({*globals(), *_LAZY})
+
 
 register()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m moe_graph run",
         description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
-        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] (SCRIPT | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] (SCRIPT | -m MODULE) [ARGS ...]",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
     parser.add_argument(
         "--devices", type=int, metavar="N", help="how many devices (default 1, or MOE_GRAPH_SIM_DEVICES)"
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write a Chrome trace of all graphs that were run; - shows a table on stderr"
     )
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("target", nargs=argparse.REMAINDER, help="the script or module, and its arguments")
@@ -38,13 +42,38 @@ def main(argv: Sequence[str]) -> int:
     if not _start(options.quiet):
         return 1
     sys.argv = list(options.target)
+    with _traced(options.trace):
+        _run(options)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
     if options.module:
         runpy.run_module(options.target[0], run_name="__main__", alter_sys=True)
     else:
         # python -m has put the working directory first; a script is found beside its own files instead.
         sys.path[0] = os.path.dirname(os.path.realpath(options.target[0]))
         runpy.run_path(options.target[0], run_name="__main__")
-    return 0
+
+
+@contextlib.contextmanager
+def _traced(destination: str | None) -> Iterator[None]:
+    """Write the trace when the target ends, also if it fails."""
+    if destination is None:
+        yield
+        return
+    from moe_graph.engine.trace import trace
+
+    with trace(all_threads=True) as record:
+        try:
+            yield
+        finally:
+            if destination == "-":
+                from rich.console import Console
+
+                Console(stderr=True).print(record.table(), record.table(by_type=True))
+            else:
+                record.chrome_trace(destination)
 
 
 def _start(quiet: bool) -> bool:

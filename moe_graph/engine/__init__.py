@@ -3,6 +3,7 @@
 evaluator   load_model(bytes) -> Program, Program.run       graph       parsing and planning
 registry    which kernel serves which GE type                kernels/    the kernels, by family
 dtypes      GE's data types                                  attributes  attributes and constants
+trace       what ran, how long, with which values           compare     FX graph on the CPU against the engine
 proto       torchair's protobuf classes                      errors      GraphError, KernelError
 """
 

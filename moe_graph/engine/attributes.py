@@ -30,9 +30,12 @@ def decode(attribute: Any) -> Any:
 
 
 def _decode_list(values: Any) -> list:
-    for field in ("i", "f", "b", "dt"):
+    for field in ("i", "f", "b", "dt", "bt"):
         if len(getattr(values, field)):
             return list(getattr(values, field))
+    for field in ("td", "t", "g", "na"):
+        if len(getattr(values, field)):
+            raise GraphError(f"a list attribute of kind {field!r} is not modelled")
     return [s.decode(errors="replace") for s in values.s]
 
 
@@ -52,9 +55,14 @@ def tensor(definition: Any) -> Tensor:
     if len(data) != expected:
         raise GraphError(f"constant {ge_type.name} {shape} needs {expected} bytes of data, got {len(data)}")
     if not elements:
-        return torch.empty(shape, dtype=ge_type.torch)
+        try:
+            return torch.empty(shape, dtype=ge_type.torch)
+        except RuntimeError as error:  # an empty shape whose other dimensions overflow
+            raise GraphError(f"constant {ge_type.name} of impossible shape {shape}") from error
     # A copy: the tensor must outlive the message, and kernels may not find it read-only.
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if ge_type.packed:
         return dtypes.unpack(raw).view(-1)[:elements].view(shape)
+    if ge_type.torch is torch.bool:
+        return raw.ne(0).view(shape)  # any byte may come, torch's kernels expect 0 or 1
     return raw.view(ge_type.torch).view(shape)

@@ -71,7 +71,7 @@ _BY_PROTO = {t.proto: t for t in TYPES}
 
 def from_ge(number: int) -> GeType:
     """The type with this number in GE's enum (attributes)."""
-    if number not in _BY_GE:
+    if not isinstance(number, int) or number not in _BY_GE:
         raise GraphError(f"GE data type {number} (of an attribute) is not modelled; known: {sorted(_BY_GE)}")
     return _BY_GE[number]
 

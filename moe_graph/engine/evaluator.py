@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +12,27 @@ from torch import Tensor
 from moe_graph.engine import graph
 from moe_graph.engine.errors import GraphError, KernelError
 from moe_graph.engine.graph import Node, Plan
+
+# What watches a run: called with the plan and the values known at its start (inputs and constants), it returns what to call
+# after each node, with the node and its outputs. Observers must not change a tensor, nor keep one that they have not copied.
+Observer = Callable[[Plan, Mapping[tuple[int, int], Tensor]], Callable[[Node, list[Tensor]], None]]
+
+_lock = threading.Lock()
+_observers: tuple[tuple[int | None, Observer], ...] = ()  # (thread, or None for all; observer)
+
+
+@contextlib.contextmanager
+def observe(observer: Observer, all_threads: bool = False) -> Iterator[None]:
+    """Inside the block `observer` watches every run of a Program in this thread, or in all."""
+    global _observers
+    entry = (None if all_threads else threading.get_ident(), observer)
+    with _lock:
+        _observers += (entry,)
+    try:
+        yield
+    finally:
+        with _lock:
+            _observers = tuple(other for other in _observers if other is not entry)
 
 
 class Program:
@@ -32,9 +55,9 @@ class Program:
         """Run on CPU tensors, one for each Data node by its index; return the outputs in NetOutput's order.
 
         Raises GraphError if the number or a dtype of the inputs does not fit, KernelError if a kernel fails.
-        An output may share memory with an input where the graph passes one through.
+        An output may share memory with an input where the graph passes one through, never with a constant of the graph.
         """
-        plan = self._plan
+        plan, thread = self._plan, threading.get_ident()
         if len(inputs) != len(plan.data):
             raise GraphError(f"graph {plan.name!r} takes {len(plan.data)} inputs, got {len(inputs)}")
         values = dict(plan.constants)
@@ -43,13 +66,17 @@ class Program:
             _check_input(node, position, value)
             values[node.index, 0] = value.detach()
         with torch.no_grad():
+            recorders = [observer(plan, values) for only, observer in _observers if only in (None, thread)]
             for index in plan.order:
                 node = plan.nodes[index]
-                for output, result in enumerate(_execute(node, values)):
-                    values[index, output] = result
+                results = _execute(node, values)
+                for record in recorders:
+                    record(node, results)
+                values.update(((index, output), result) for output, result in enumerate(results))
+                del results  # what no later node reads is freed now, not after the next node
                 for slot in plan.frees.get(index, ()):
                     values.pop(slot, None)
-        return [values[slot] for slot in plan.results]
+            return [_apart_from_constants(values[slot], plan) for slot in plan.results]
 
 
 def load_model(serialized: bytes, source_lines: Mapping[str, str] | None = None) -> Program:
@@ -61,11 +88,12 @@ def load_model(serialized: bytes, source_lines: Mapping[str, str] | None = None)
 
 
 def _check_input(node: Node, position: int, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise GraphError(f"input {position} of {node} must be a tensor, got {type(value).__name__}")
     described = node.outputs[0]
     if described.type is not None and value.dtype != described.type.torch:
         raise GraphError(f"input {position} of {node} must be {described.type.name}, got {value.dtype}")
-    fixed = described.shape and -2 not in described.shape
-    if fixed and (
+    if -2 not in described.shape and (
         len(described.shape) != value.dim()
         or any(size not in (-1, got) for size, got in zip(described.shape, value.shape))
     ):
@@ -84,6 +112,13 @@ def _execute(node: Node, values: dict[tuple[int, int], Tensor]) -> list[Tensor]:
         raise KernelError(f"{node} failed on {_describe(node, fed)}: {error}") from error
     if len(results) != len(node.outputs):
         raise KernelError(f"{node}: the kernel returned {len(results)} outputs, the graph has {len(node.outputs)}")
+    for result, described in zip(results, node.outputs):
+        # torchair describes what it names after an FX tensor; other descriptors it leaves at a default.
+        if described.fx_name and described.type is not None and result.dtype != described.type.torch:
+            raise KernelError(
+                f"{node}: output {described.name!r} must be {described.type.name}, the kernel returned {result.dtype} "
+                f"on {_describe(node, fed)}"
+            )
     return results
 
 
@@ -91,6 +126,13 @@ def _flat(results: object) -> list[Tensor]:
     if isinstance(results, Tensor):
         return [results]
     return [tensor for result in results for tensor in ([result] if isinstance(result, Tensor) else result)]
+
+
+def _apart_from_constants(result: Tensor, plan: Plan) -> Tensor:
+    """Who receives an output may write to it; the graph's constants serve every run."""
+    if result.numel() and result.untyped_storage().data_ptr() in plan.constant_memory:
+        return result.clone()
+    return result
 
 
 def _describe(node: Node, fed: list[Tensor | None]) -> str:

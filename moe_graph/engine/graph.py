@@ -22,11 +22,15 @@ _NOTES = frozenset({"input_layout_info", "output_layout_info", "torchair_enable_
 
 @dataclass(frozen=True)
 class Descriptor:
-    """An input or output as the graph describes it: GE name, type (None: left open) and dimensions (-1 unknown, [-2] unknown rank)."""
+    """An input or output as the graph describes it: GE name, type (None: left open) and dimensions (-1 unknown, [-2] unknown rank).
+
+    fx_name   the FX tensor it is, as torchair notes it on outputs ("add-aten.add.Tensor.OUTPUT.0"), or ""
+    """
 
     name: str
     type: GeType | None
     shape: tuple[int, ...]
+    fx_name: str = ""
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Plan:
     data       index of each Data node, by position of the run-time input
     constants  values known from the start    results    slots of the outputs, in order
     frees      after node i has run, the slots no later node reads
+    constant_memory   where the constants lie
     """
 
     name: str
@@ -67,6 +72,7 @@ class Plan:
     constants: dict[tuple[int, int], Tensor]
     results: list[tuple[int, int]]
     frees: dict[int, list[tuple[int, int]]]
+    constant_memory: frozenset[int]
 
 
 def parse(serialized: bytes) -> Any:
@@ -110,14 +116,17 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
             order.append(index)
     for node, op in zip(nodes, graph.op):
         if node.type in DATA_TYPES:
-            position = op.attr["index"].i
+            position = _position(node, op)
             if position in data:
                 raise GraphError(f"{node} and {data[position]} both take input {position}")
             data[position] = node
     if sorted(data) != list(range(len(data))):
         raise GraphError(f"graph {graph.name!r}: the Data nodes take inputs {sorted(data)}, not each once from 0 on")
     results = list(outputs[0].slots)
-    return Plan(graph.name, nodes, order, data, constants, results, _frees(nodes, order, results))
+    if None in results:
+        raise GraphError(f"{outputs[0]}: input {results.index(None)} is not fed")
+    memory = frozenset(value.untyped_storage().data_ptr() for value in constants.values() if value.numel())
+    return Plan(graph.name, nodes, order, data, constants, results, _frees(nodes, order, results), memory)
 
 
 def _node(index: int, op: Any) -> Node:
@@ -125,22 +134,18 @@ def _node(index: int, op: Any) -> Node:
         index,
         op.name,
         op.type,
-        _source(op),
+        next(filter(None, map(_fx_name, op.output_desc)), ""),
         tuple(map(_descriptor, op.input_desc)),
         tuple(map(_descriptor, op.output_desc)),
     )
 
 
 def _descriptor(desc: Any) -> Descriptor:
-    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(desc.shape.dim))
+    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(desc.shape.dim), _fx_name(desc))
 
 
-def _source(op: Any) -> str:
-    """The FX node an operator was lowered from, as torchair notes it on output descriptors ("add-aten.add.Tensor.OUTPUT.0")."""
-    for desc in op.output_desc:
-        if "_fx_tensor_name" in desc.attr:
-            return desc.attr["_fx_tensor_name"].s.decode(errors="replace")
-    return ""
+def _fx_name(desc: Any) -> str:
+    return desc.attr["_fx_tensor_name"].s.decode(errors="replace") if "_fx_tensor_name" in desc.attr else ""
 
 
 def _trace_sources(nodes: list[Node], source_lines: Mapping[str, str]) -> None:
@@ -170,8 +175,10 @@ def _connect(node: Node, op: Any, by_name: dict[str, Node]) -> None:
         if output == "-1":
             controls.append(source.index)
             continue
-        if not output.isdigit() or int(output) >= max(1, len(source.outputs)):
-            raise GraphError(f"{node} reads {reference!r}, but {source} has {len(source.outputs)} outputs")
+        # Inputs and constants have one value, whatever they describe.
+        count = 1 if source.type in (*DATA_TYPES, *CONST_TYPES) else len(source.outputs)
+        if not (output.isascii() and output.isdigit() and len(output) < 10 and int(output) < count):
+            raise GraphError(f"{node} reads {reference!r}, but {source} has {count} outputs")
         slots.append((source.index, int(output)))
     if node.type not in DATA_TYPES and len(slots) != len(node.inputs):
         raise GraphError(f"{node} has {len(slots)} inputs and {len(node.inputs)} descriptors of inputs")
@@ -206,8 +213,17 @@ def _order(nodes: list[Node], output: Node) -> list[int]:
     return order
 
 
+def _position(node: Node, op: Any) -> int:
+    """Which run-time input a Data node takes."""
+    if "index" not in op.attr or op.attr["index"].WhichOneof("value") != "i":
+        raise GraphError(f"{node} has no number in its attribute 'index'")
+    if not node.outputs:
+        raise GraphError(f"{node} has no descriptor of its output")
+    return op.attr["index"].i
+
+
 def _constant(node: Node, op: Any) -> Tensor:
-    if op.attr["value"].WhichOneof("value") != "t":
+    if "value" not in op.attr or op.attr["value"].WhichOneof("value") != "t":
         raise GraphError(f"{node} has no tensor in its attribute 'value'")
     try:
         return attributes.tensor(op.attr["value"].t)
@@ -235,7 +251,13 @@ def _bind_attributes(kernel: registry.Kernel, op: Any) -> dict[str, Any]:
     values = {}
     for attribute in kernel.attributes:
         if attribute.name in op.attr:
-            value = attributes.decode(op.attr[attribute.name])
+            given = op.attr[attribute.name]
+            if attribute.kinds and given.WhichOneof("value") not in attribute.kinds:
+                kind = given.WhichOneof("value")
+                raise GraphError(
+                    f"attribute {attribute.name!r} must be of kind {' or '.join(attribute.kinds)}, got {kind}"
+                )
+            value = attributes.decode(given)
             values[attribute.name] = dtypes.from_ge(value) if attribute.is_type else value
         elif attribute.required:
             raise GraphError(f"attribute {attribute.name!r} is missing")

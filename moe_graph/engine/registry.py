@@ -14,6 +14,7 @@ for several outputs; a list inside the tuple, or as the whole, is a dynamic outp
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,17 @@ from torch import Tensor
 from moe_graph.engine.errors import GraphError
 
 Tensors = list[Tensor]
+
+# Annotation of an attribute -> kinds of AttrDef it takes. A whole number may stand for a truth value or a real number.
+_KINDS = {
+    "bool": ("b", "i"),
+    "int": ("i", "dt", "b"),
+    "float": ("f", "i"),
+    "str": ("s",),
+    "list": ("list", "list_list_int", "list_list_float"),
+    "Tensor": ("t",),
+    "GeType": ("dt", "i"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +47,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of a kernel: its GE name, its default (`inspect.Parameter.empty` if required), and whether it is a data type."""
+    """An attribute of a kernel: its GE name, its default (`inspect.Parameter.empty` if required), whether it is a data type,
+    and the kinds of AttrDef that fit its annotation (empty: any)."""
 
     name: str
     default: object
     is_type: bool
+    kinds: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
@@ -77,16 +91,26 @@ def kernel(*ge_types: str) -> Callable[[Callable], Callable]:
 def _describe(function: Callable) -> Kernel:
     inputs, attributes, wants_node = [], [], False
     for parameter in inspect.signature(function).parameters.values():
-        annotation = str(parameter.annotation)
+        annotation = _text(parameter.annotation)
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             optional = parameter.default is not inspect.Parameter.empty
             inputs.append(Input(parameter.name, optional, dynamic="Tensors" in annotation))
         elif parameter.name == "node":
             wants_node = True
         else:
-            attributes.append(Attribute(parameter.name, parameter.default, is_type="GeType" in annotation))
+            kinds = _KINDS.get(annotation.partition("|")[0].partition("[")[0].strip(), ())
+            attributes.append(Attribute(parameter.name, parameter.default, "GeType" in annotation, kinds))
     family = function.__module__.rpartition(".")[2]
     return Kernel(function, family, tuple(inputs), tuple(attributes), wants_node)
+
+
+def _text(annotation: object) -> str:
+    """An annotation as text, also of a module without `from __future__ import annotations`."""
+    if isinstance(annotation, str):
+        return annotation
+    if annotation is Tensors:
+        return "Tensors"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("torch.", "")
 
 
 def get(ge_type: str) -> Kernel | None:
@@ -106,13 +130,20 @@ def bind_inputs(kernel: Kernel, fed: list[tuple[str, int | None]]) -> tuple[int 
     Raises GraphError if a required input is missing or the kernel does not know an input.
     """
     by_name = dict(fed)
+    if len(by_name) != len(fed):
+        names = [name for name, _ in fed]
+        raise GraphError(f"two inputs are named {next(name for name in names if names.count(name) > 1)!r}")
+    single = {parameter.name for parameter in kernel.inputs if not parameter.dynamic}
     used: set[str] = set()
     bound: list[int | None | list[int]] = []
     for parameter in kernel.inputs:
         if parameter.dynamic:
-            names = [
-                name for name, _ in fed if name.startswith(parameter.name) and name[len(parameter.name) :].isdigit()
-            ]
+            numbered = {
+                int(name[len(parameter.name) :]): name
+                for name in by_name
+                if name not in single and re.fullmatch(re.escape(parameter.name) + "[0-9]{1,9}", name)
+            }
+            names = [numbered[number] for number in sorted(numbered)]
             used.update(names)
             bound.append([by_name[name] for name in names if by_name[name] is not None])
             continue

@@ -1,0 +1,338 @@
+"""Which operator of a compiled function is wrong: the FX graph that torchair lowers, interpreted by PyTorch on the CPU, against the
+GE graph that it is lowered to, executed by the host engine, tensor by tensor."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from moe_graph.engine.evaluator import observe
+from moe_graph.engine.graph import Node, Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+AGREES, DIFFERS, NOT_SEEN, NO_REFERENCE = "agrees", "differs", "not seen", "no reference"
+
+# rtol, atol: those torch.testing.assert_close documents. Other dtypes must agree exactly.
+_TOLERANCES = {
+    torch.float16: (1e-3, 1e-5),
+    torch.bfloat16: (1.6e-2, 1e-5),
+    torch.float32: (1.3e-6, 1e-5),
+    torch.float64: (1e-7, 1e-7),
+    torch.complex64: (1.3e-6, 1e-5),
+    torch.complex128: (1e-7, 1e-7),
+}
+
+
+@dataclass(frozen=True)
+class FxTensor:
+    """A tensor of the FX graph, on both sides.
+
+    name, output   the FX node and which of its outputs ("0")     target   the operator
+    status         "agrees", "differs", "not seen" (no node of the GE graph stands for it: fused away, or not needed),
+                   "no reference" (the CPU cannot compute it; what the engine computed goes on in its place)
+    ge_node        the GE node that gave the engine's value        line     where it stands in the user's program
+    position       index of the first element that differs, None if shape or dtype do
+    engine, expected   the values there (or the shapes and dtypes)
+    max_abs_error, count   the largest absolute error, and how many elements differ
+    reason         why there is no reference
+    """
+
+    graph: str
+    name: str
+    output: str
+    target: str
+    status: str
+    line: str = ""
+    ge_node: str = ""
+    position: tuple[int, ...] | None = None
+    engine: Any = None
+    expected: Any = None
+    max_abs_error: float | None = None
+    count: int = 0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.graph}: FX node {self.name!r} ({self.target}), output {self.output}: {self.status}"
+        if self.status == DIFFERS:
+            where = "" if self.position is None else f" at {list(self.position)}"
+            error = "" if self.max_abs_error is None else f", max abs error {self.max_abs_error:.4g}"
+            text += f"{where}: engine {self.engine}, CPU {self.expected} ({self.count} elements differ{error})"
+            text += f"\n  computed by {self.ge_node}"
+        if self.reason:
+            text += f": {self.reason}"
+        return text + (f"\n  {self.line}" if self.line else "")
+
+
+@dataclass
+class Report:
+    """The tensors of all graphs of the function, in the order the FX graphs compute them."""
+
+    tensors: list[FxTensor] = field(default_factory=list)
+
+    @property
+    def first(self) -> FxTensor | None:
+        """The first tensor that differs: the operator that computes it is wrong, what reads it differs as a consequence."""
+        return next((tensor for tensor in self.tensors if tensor.status == DIFFERS), None)
+
+    @property
+    def ok(self) -> bool:
+        """Does no tensor differ?"""
+        return self.first is None
+
+    def with_status(self, status: str) -> list[FxTensor]:
+        """The tensors with this status."""
+        return [tensor for tensor in self.tensors if tensor.status == status]
+
+    def table(self) -> Table:
+        """A rich table, a row for each tensor."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("FX node", "operator", "status", "first difference", "GE node", "line")
+        for tensor in self.tensors:
+            difference = f"{tensor.engine} for {tensor.expected}" if tensor.status == DIFFERS else tensor.reason
+            where = f"{tensor.name}.{tensor.output}"
+            cells = (where, tensor.target, tensor.status, difference, tensor.ge_node, tensor.line)
+            table.add_row(*map(escape, cells), style="red" if tensor.status == DIFFERS else None)
+        return table
+
+    def __str__(self) -> str:
+        counts = ", ".join(
+            f"{len(self.with_status(status))} {status}" for status in (AGREES, DIFFERS, NOT_SEEN, NO_REFERENCE)
+        )
+        head = f"{len(self.tensors)} tensors: {counts}"
+        return head if self.first is None else f"{head}\nfirst: {self.first}"
+
+
+def compare_graph(
+    function: Callable,
+    *args: Any,
+    dynamic: bool | None = False,
+    rtol: float | None = None,
+    atol: float | None = None,
+    config: Any = None,
+) -> Report:
+    """Compile `function` for the NPU, run it once on `args`, and compare each FX tensor with PyTorch's result on the CPU.
+
+    It needs the simulated device, and runs as inference (without gradients). What `function` changes in place in an argument, it
+    changes in the NPU tensor it is given.
+
+    Args:
+        function: a function or module; a module's parameters must be on the NPU.
+        args: its arguments; CPU tensors are copied to the NPU.
+        dynamic: as in `torch.compile`.
+        rtol, atol: tolerances; by default those of `torch.testing.assert_close` for the tensor's dtype.
+        config: a `torchair.CompilerConfig` in GE mode ("max-autotune", the default).
+
+    Returns a `Report`. Raises RuntimeError without the simulated device or if nothing was compiled, ValueError if `config` is of
+    another mode, the engine's GraphError or KernelError if it cannot load or run the graph.
+    """
+    torchair = _torchair()
+    config = torchair.CompilerConfig() if config is None else config
+    if config.mode.value != "max-autotune":
+        raise ValueError(f"config.mode must be 'max-autotune' (a GE graph), got {config.mode.value!r}")
+    report = Report()
+    tolerances = (rtol, atol)
+
+    def run(*values: Any) -> Any:
+        return function(*values)
+
+    # dynamo keeps what it has compiled by code object: a new one for each comparison, lest an earlier result is reused.
+    run.__code__ = run.__code__.replace()
+    compiled = torch.compile(run, backend=_backend(torchair, config, report, tolerances), dynamic=dynamic)
+    with torch.no_grad():
+        compiled(*tree_map(lambda x: x.npu() if isinstance(x, Tensor) and x.device.type == "cpu" else x, args))
+    if not report.tensors:
+        raise RuntimeError("nothing was compared: torch.compile found no operator to compile in the function")
+    return report
+
+
+def _torchair() -> Any:
+    """torchair, on the simulated device."""
+    simulator = sys.modules.get("moe_graph.simulator")
+    if simulator is None or not simulator.is_active():
+        raise RuntimeError("compare_graph needs the simulated device: import moe_graph.simulator first")
+    import torchair
+
+    return torchair
+
+
+def _backend(torchair: Any, config: Any, report: Report, tolerances: tuple) -> Callable:
+    """torchair's backend, whose compiled graphs are compared each time they run."""
+    from torchair import npu_fx_compiler
+
+    compiler = torchair.get_compiler(config)
+
+    def compile_and_watch(graph_module: torch.fx.GraphModule, inputs: list) -> Callable:
+        compiled = compiler(graph_module, inputs)
+        lowered = compiled.runner.fx_graph  # after torchair's own passes over the FX graph
+
+        def call(*arguments: Any) -> Any:
+            on_cpu = tree_map(_to_cpu, arguments)  # before the graph changes any of them
+            seen = _Seen()
+            with observe(seen):
+                outputs = compiled(*arguments)
+            _Reference(lowered, seen, report, tolerances).run(*on_cpu)
+            return outputs
+
+        return call
+
+    def backend(graph_module: torch.fx.GraphModule, inputs: list) -> Callable:
+        decompositions = npu_fx_compiler._get_merged_decompositions(config)
+        return npu_fx_compiler._compile_graph_with_aot(graph_module, compile_and_watch, inputs, config, decompositions)
+
+    return backend
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value
+
+
+class _Seen:
+    """An observer of the evaluator that keeps a copy of each value by its FX node: {node: {output: (tensor, GE node)}}."""
+
+    def __init__(self) -> None:
+        self.graph = ""
+        self.values: dict[str, dict[str, tuple[Tensor, Node]]] = {}
+
+    def __call__(self, plan: Plan, values: Mapping[tuple[int, int], Tensor]) -> Callable[[Node, list[Tensor]], None]:
+        self.graph = plan.name
+        for (index, _), value in values.items():  # an operator may be lowered to a constant, or to nothing
+            self._keep(plan.nodes[index], [value])
+        return self._keep
+
+    def _keep(self, node: Node, results: list[Tensor]) -> None:
+        for described, result in zip(node.outputs, results):
+            name, _, rest = described.fx_name.partition("-")
+            if name:
+                self.values.setdefault(name, {})[rest.rpartition(".OUTPUT.")[2]] = (result.clone(), node)
+
+
+class _NoValue:
+    """Stands for what the CPU could not compute."""
+
+
+_MISSING = _NoValue()
+
+
+class _Reference(torch.fx.Interpreter):
+    """Interprets the FX graph on CPU tensors and holds each result against what was seen of it."""
+
+    def __init__(self, module: torch.fx.GraphModule, seen: _Seen, report: Report, tolerances: tuple) -> None:
+        super().__init__(module)
+        self._seen, self._report, self._tolerances = seen, report, tolerances
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        if node.op in ("placeholder", "output", "get_attr"):
+            return tree_map(_to_cpu, super().run_node(node)) if node.op == "get_attr" else super().run_node(node)
+        args, kwargs = tree_map(
+            lambda x: torch.device("cpu") if isinstance(x, torch.device) else x, self.fetch_args_kwargs_from_env(node)
+        )
+        reason = ""
+        if any(x is _MISSING for x in tree_flatten((args, kwargs))[0]):
+            reason = "an input has none"
+        else:
+            try:
+                value = getattr(self, node.op)(node.target, args, kwargs)
+            except (
+                Exception
+            ) as error:  # reported: an operator of the NPU has no kernel on the CPU, and may say so in any way
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        if reason:
+            return self._no_reference(node, reason)
+        if node.target is not operator.getitem:  # its value was held against the engine's as an output of what it reads
+            self._compare(node, value)
+        return value
+
+    def _compare(self, node: torch.fx.Node, value: Any) -> None:
+        for output, expected in _leaves(value):
+            if not isinstance(expected, (Tensor, int, float)):
+                continue
+            got, ge_node = self._seen.values.get(node.name, {}).get(output, (None, None))
+            if got is None:
+                self._add(node, output, NOT_SEEN)
+            else:
+                difference = _difference(got, expected, *self._tolerances)
+                self._add(node, output, DIFFERS if difference else AGREES, ge_node=str(ge_node), **difference)
+
+    def _no_reference(self, node: torch.fx.Node, reason: str) -> Any:
+        """The engine's value in place of the reference, so that what follows is still compared."""
+        seen = self._seen.values.get(node.name, {})
+        if node.target is not operator.getitem:
+            for output, (_, ge_node) in seen.items() or [("0", (None, ""))]:
+                self._add(node, output, NO_REFERENCE, reason=reason, ge_node=str(ge_node))
+        described = node.meta.get("val")
+        if isinstance(described, (tuple, list)):
+            return [seen[str(at)][0].clone() if str(at) in seen else _MISSING for at in range(len(described))]
+        return seen["0"][0].clone() if "0" in seen and isinstance(described, Tensor) else _MISSING
+
+    def _add(self, node: torch.fx.Node, output: str, status: str, **found: Any) -> None:
+        tensor = FxTensor(self._seen.graph, node.name, output, str(node.target), status, _line(node), **found)
+        self._report.tensors.append(tensor)
+
+
+def _leaves(value: Any, path: tuple = ()) -> list[tuple[str, Any]]:
+    """(output as torchair numbers it, value) of an FX node's value."""
+    if isinstance(value, Mapping):
+        return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*path, key))]
+    if isinstance(value, (tuple, list)):
+        return [leaf for at, inner in enumerate(value) for leaf in _leaves(inner, (*path, at))]
+    return [(".".join(map(str, path)) or "0", value)]
+
+
+def _line(node: torch.fx.Node) -> str:
+    """The innermost line of the user's program that the node came from, from its stack trace."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
+    at = max((at for at, line in enumerate(lines) if line.startswith("File ")), default=None)
+    if at is None:
+        return ""
+    code = next((line for line in lines[at + 1 :] if line.strip("^~ ")), "")
+    return f"{lines[at]}: {code}"
+
+
+def _difference(got: Tensor, expected: Tensor | float, rtol: float | None, atol: float | None) -> dict[str, Any]:
+    """What of an FxTensor describes a difference; empty if there is none."""
+    if not isinstance(expected, Tensor):  # a size, which GE computes as a tensor of one element
+        if got.numel() == 1 and got.item() == expected:
+            return {}
+        return {"engine": got.tolist(), "expected": expected, "count": 1}
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        described = [f"{x.dtype} {list(x.shape)}" for x in (got, expected)]
+        return {"engine": described[0], "expected": described[1], "count": max(got.numel(), expected.numel())}
+    relative, absolute = _TOLERANCES.get(expected.dtype, (0.0, 0.0))
+    relative, absolute = relative if rtol is None else rtol, absolute if atol is None else atol
+    wide = _wide(expected.dtype)
+    a, b = got.to(wide), expected.to(wide)
+    differs = ~torch.isclose(a, b, rtol=relative, atol=absolute, equal_nan=True)
+    if not differs.any():
+        return {}
+    position = tuple(differs.nonzero()[0].tolist())
+    errors = (a - b).abs()[differs].double()
+    finite = errors[errors.isfinite()]
+    return {
+        "position": position,
+        "engine": a[position].item(),
+        "expected": b[position].item(),
+        "max_abs_error": finite.max().item() if finite.numel() else float("inf"),
+        "count": int(differs.sum()),
+    }
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """A dtype that holds the values of another one and can be computed with."""
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
