@@ -17,11 +17,10 @@ import sys
 import time
 from functools import partial
 
+import moe_graph  # isort: skip  first: it makes torch importable where a torch_npu wheel lies without CANN
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import moe_graph  # first: it makes torch importable where a torch_npu wheel lies without CANN
 
 DOCUMENT = (16384, 7168, 16, 16)
 DECODE_TOKENS = (8, 64, 256, 1024)
