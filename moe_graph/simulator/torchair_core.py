@@ -1,7 +1,7 @@
 """The stand-in for torchair's extension module: graphs that torchair lowers are executed by the host engine.
 
 The real `torchair.core._torchair` binds GE, the part of CANN that compiles and runs graphs. All other parts of torchair are Python
-and stay as they are. What needs GE itself (export to a model file, tuning, dumping from the device) raises `NeedsCann`.
+and stay as they are. What needs GE itself (an .air file, tuning, dumping or printing from the device) raises `NeedsCann`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import enum
 import os
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -190,6 +191,16 @@ def _get_soc_name() -> str:
     return torch.npu.get_device_name() if "torch_npu" in sys.modules else os.environ.get("MOE_GRAPH_SIM_SOC", "A2")
 
 
+def _export(serialized: bytes, options: dict[str, str]) -> None:
+    """Write the graph of `dynamo_export` as it is handed to GE, and say that the .air file, which GE itself writes, is missing."""
+    name = options["export_name"]
+    written = Path(options["export_path_dir"]) / f"{name.removesuffix('.air')}.modeldef"
+    written.write_bytes(serialized)
+    raise NeedsCann(
+        f"{name} of dynamo_export (written: the graph for GE as a serialized ModelDef, {written}, beside torchair's dynamo.pbtxt and weights)"
+    )
+
+
 def _refuse(what: str):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise NeedsCann(what)
@@ -209,7 +220,7 @@ def module() -> ModuleType:
     made.StupidRepeat = _stupid_repeat
     made.SetDebugLogPath = _set_debug_log_path
     made.GetSocName = _get_soc_name
-    made.export = _refuse("exporting a graph (config.export)")
+    made.export = _export
     made.as_torch_tensors = _refuse("llm_datadist")
     made.AclmdlSetDump = _refuse("dumping data from the device (config.dump_config)")
     made.AclopStartDumpArgs = _refuse("static kernel compilation")

@@ -1,0 +1,198 @@
+"""torchair's other doors on the simulated device: each works, or fails with one clear line."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+import torchair
+from torchair.configs.compiler_config import CompilerConfig
+
+import cases
+import moe_graph
+from moe_graph.engine import load_model
+from moe_graph.simulator.torchair_core import NeedsCann
+
+COUNTS = cases.make_counts(2, 3, 10)
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8, dtype=torch.bfloat16)
+
+    def forward(self, x, counts):
+        return self.linear(moe_graph.moe_re_routing(x, counts).permute_tokens).relu()
+
+
+@pytest.fixture
+def block():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    block, x = Block().requires_grad_(False), torch.randn(10, 8).bfloat16()
+    return block, x, block(x, COUNTS)
+
+
+def configured(settings):
+    config = CompilerConfig()
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        target = config
+        for part in path:
+            target = getattr(target, part)
+        setattr(target, last, value)
+    return config
+
+
+def compiled(function, config=None, **arguments):
+    backend = torchair.get_npu_backend(compiler_config=config or CompilerConfig())
+    return torch.compile(function, backend=backend, fullgraph=True, **arguments)
+
+
+def close(got, expected):
+    torch.testing.assert_close(got.cpu(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"experimental_config.frozen_parameter": True},
+        {"experimental_config.enable_view_optimize": False},
+        {"experimental_config.keep_inference_input_mutations": False},
+        {"experimental_config.enable_ref_data": True},
+        {"experimental_config.tiling_schedule_optimize": True},
+        {"experimental_config.memory_efficiency": True},
+        {"experimental_config.remove_noop_ops": False},
+        {"experimental_config.pattern_fusion_pass": False},
+        {"experimental_config.topology_sorting_strategy": "StableRDFS"},
+        {"ge_config.oo_level": "O3"},
+        {"debug.run_eagerly": True},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+@pytest.mark.filterwarnings("ignore:When enable frozen_parameter")
+def test_options_that_work(block, setting, dynamic):
+    model, x, expected = block
+    close(compiled(copy.deepcopy(model).npu(), configured(setting), dynamic=dynamic)(x.npu(), COUNTS.npu()), expected)
+
+
+def test_run_eagerly_lowers_nothing(block, lowered):
+    model, x, expected = block
+    close(
+        compiled(copy.deepcopy(model).npu(), configured({"debug.run_eagerly": True}))(x.npu(), COUNTS.npu()), expected
+    )
+    assert not lowered
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_input_mutations(keep, lowered):
+    def step(cache, x):
+        cache.mul_(2)
+        cache[1:3].add_(x)
+        return cache.sum()
+
+    cache, x = torch.arange(12.0).view(4, 3), torch.ones(2, 3)
+    on_device = cache.npu()
+    config = configured({"experimental_config.keep_inference_input_mutations": keep})
+    total = compiled(step, config)(on_device, x.npu())
+    assert torch.equal(total.cpu(), step(cache, x)) and torch.equal(on_device.cpu(), cache)
+    assert len(lowered) == 1
+
+
+def test_view_optimize_reads_strided_inputs(lowered):
+    x = torch.arange(24.0).view(4, 6)
+    function = lambda t: (t + 1).relu()  # noqa: E731
+    for view in (lambda t: t.t(), lambda t: t[1:, ::2], lambda t: t[:, 3]):
+        assert torch.equal(compiled(function)(view(x.npu())).cpu(), function(view(x)))
+        torch._dynamo.reset()
+
+
+def test_gears(lowered):
+    function = lambda t: (t * 2).relu()  # noqa: E731
+    run = compiled(function, dynamic=True)
+    for count in (5, 10, 20):
+        x = torch.randn(count, 8)
+        on_device = x.npu()
+        torchair.inference.set_dim_gears(on_device, {0: [5, 10, 20]})
+        assert torch.equal(run(on_device).cpu(), function(x))
+    off_gear = torch.randn(7, 8).npu()
+    torchair.inference.set_dim_gears(off_gear, {0: [5, 10, 20]})
+    with pytest.raises(Exception, match=re.escape("is not within the range [5, 10, 20]")):
+        run(off_gear)
+
+
+class Cached(torch.nn.Module):
+    def __init__(self, model, folder, dynamic):
+        super().__init__()
+        self.model = model
+        self.cached = torchair.inference.cache_compile(
+            self.run, config=CompilerConfig(), cache_dir=str(folder), dynamic=dynamic
+        )
+
+    def run(self, x, counts):
+        return self.model(x, counts)
+
+    def forward(self, x, counts):
+        return self.cached(x, counts)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_cache_compile(block, tmp_path, dynamic, monkeypatch):
+    model, x, expected = block
+    close(Cached(copy.deepcopy(model).npu(), tmp_path, dynamic)(x.npu(), COUNTS.npu()), expected)
+    assert list(tmp_path.rglob("compiled_module"))
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo, "optimize", None)  # a warm start compiles nothing
+    monkeypatch.setattr(torch, "compile", None)
+    close(Cached(copy.deepcopy(model).npu(), tmp_path, dynamic)(x.npu(), COUNTS.npu()), expected)
+
+
+def test_dynamo_export_writes_all_but_the_air_file(block, tmp_path):
+    model, x, expected = block
+    with pytest.raises(NeedsCann, match="moe.air of dynamo_export .written: .* needs CANN's graph engine"):
+        torchair.dynamo_export(
+            x.npu(), COUNTS.npu(), model=copy.deepcopy(model).npu(), export_path=str(tmp_path), export_name="moe"
+        )
+    assert list(tmp_path.rglob("dynamo.pbtxt"))
+    (written,) = tmp_path.rglob("moe.modeldef")
+    program = load_model(written.read_bytes())  # the weights are constants now: it runs by itself
+    assert program.node_types.count("MoeReRouting") == 1
+    close(program.run([x, COUNTS])[0], expected)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        lambda: torchair.scope.npu_stream_switch("1", 3),
+        lambda: torchair.scope.limit_core_num(4, 4),
+        lambda: torchair.scope.super_kernel("kernel"),
+        lambda: torchair.scope.op_never_timeout(True),
+        lambda: torchair.scope.data_dump(),
+    ],
+    ids=["npu_stream_switch", "limit_core_num", "super_kernel", "op_never_timeout", "data_dump"],
+)
+def test_scopes(block, scope, lowered):
+    _, x, _ = block
+
+    def function(x, counts):
+        with scope():
+            return moe_graph.moe_re_routing(x, counts).permute_tokens * 2
+
+    assert torch.equal(compiled(function)(x.npu(), COUNTS.npu()).cpu(), function(x, COUNTS))
+    assert lowered[0].node_types.count("MoeReRouting") == 1
+
+
+def test_wait_tensor(lowered):
+    def function(x, y):
+        return torchair.scope.npu_wait_tensor(x * 2, y) + 1
+
+    x, y = torch.randn(3, 4), torch.randn(2)
+    assert torch.equal(compiled(function)(x.npu(), y.npu()).cpu(), x * 2 + 1)
+
+
+def test_npu_print_is_refused(block):
+    with pytest.raises(Exception, match="the host engine has no kernel for GE type StringFormat"):
+        compiled(lambda x: (torchair.ops.npu_print("x = ", x), x + 1)[1])(block[1].npu())
