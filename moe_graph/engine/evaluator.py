@@ -93,9 +93,10 @@ def _check_input(node: Node, position: int, value: Tensor) -> None:
     described = node.outputs[0]
     if described.type is not None and value.dtype != described.type.torch:
         raise GraphError(f"input {position} of {node} must be {described.type.name}, got {value.dtype}")
+    # torchair describes a size as a scalar and feeds a tensor [1].
+    sizes = value.shape[1:] if not described.shape and value.shape == (1,) else value.shape
     if -2 not in described.shape and (
-        len(described.shape) != value.dim()
-        or any(size not in (-1, got) for size, got in zip(described.shape, value.shape))
+        len(described.shape) != len(sizes) or any(size not in (-1, got) for size, got in zip(described.shape, sizes))
     ):
         raise GraphError(f"input {position} of {node} must have shape {list(described.shape)}, got {list(value.shape)}")
 

@@ -140,7 +140,7 @@ def test_wrong_inputs_are_refused_by_name():
         ([good[0].double(), good[1]], "input 0 of node 'x' .*must be DT_FLOAT, got torch.float64"),
         ([good[0].t(), good[1]], r"input 0 of node 'x' .*must have shape \[3, 2\], got \[2, 3\]"),
         ([good[0][0], good[1]], r"must have shape \[3, 2\], got \[2\]"),
-        ([good[0], good[1][None]], r"input 1 of node 'y' .*must have shape \[\], got \[1\]"),
+        ([good[0], good[1].repeat(2)], r"input 1 of node 'y' .*must have shape \[\], got \[2\]"),
         ([good[0], 1], "input 1 of node 'y' .*must be a tensor, got int"),
     ]:
         with pytest.raises(GraphError, match=message):
@@ -157,6 +157,11 @@ def test_dimensions_left_open():
         assert [r.shape for r in made.run(inputs)] == [i.shape for i in inputs]
     with pytest.raises(GraphError, match=r"must have shape \[-1, 2\], got \[2, 3\]"):
         made.run([torch.ones(2, 3), torch.ones(1), torch.ones(2)])
+
+
+def test_a_size_may_come_as_one_element():
+    graph = Graph()
+    assert program(graph, graph.data(torch.int64, ())).run([torch.tensor([5])])[0].tolist() == [5]
 
 
 def test_no_gradient_is_recorded():

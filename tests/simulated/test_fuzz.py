@@ -1,0 +1,359 @@
+"""Random programs: what torchair lowers them to and the engine computes is what PyTorch computes on the CPU.
+
+A program is Python source, drawn statement by statement from a table of expressions; statements that PyTorch refuses, or that leave
+small finite numbers, are not drawn. MOE_GRAPH_FUZZ=N draws N programs of each kind at random (default: a few, always the same).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import string
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torchair
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import moe_graph
+from moe_graph.engine import registry
+
+EXAMPLES = int(os.environ.get("MOE_GRAPH_FUZZ", 0))
+
+# Fields: f a float tensor, x one whose values are exact (no rounding has gone into them: for operators that jump), i int64,
+# b bool, n float or int64, v any; dim a dimension of the first operand; k a truth value. f1 is another f, or the same.
+# After "|" GE types of its lowering that the engine may lack a kernel for: it is drawn once all of them have one.
+# Not in it: amax, amin, all(dim), var(correction=...) and roll, which torchair declares and does not lower.
+_TABLE = """
+{n} + {n1}
+{n} - {n1}
+{n} * {n1}
+{n} * 2 - 3
+{f} * 0.5 + 0.25
+1 - {n}  | Sxpy
+-{n}
+{f} + {i}
+{f} * {b}
+{f} / ({f1} * {f1} + 1)
+{f} / 3
+torch.add({f}, {f1}, alpha=0.5)  | AxpyV2
+torch.sub({i}, {i1}, alpha=2)
+torch.maximum({x}, {x1})
+torch.minimum({x}, {x1})
+torch.maximum({i}, {i1})
+torch.minimum({i}, {i1})
+torch.relu({f})
+torch.sigmoid({f})
+torch.tanh({f})
+torch.exp({f} * 0.125)
+torch.nn.functional.silu({f})
+torch.nn.functional.gelu({f})  | Gelu
+torch.nn.functional.gelu({f}, approximate="tanh")  | Gelu
+torch.nn.functional.leaky_relu({f}, 0.5)  | LeakyRelu
+torch.softmax({f}, {dim})
+torch.log_softmax({f}, {dim})  | LogSoftmaxV2
+torch.rsqrt({f} * {f} + 1)  | Rsqrt
+torch.sqrt({f} * {f} + 1)  | Sqrt
+torch.log({f} * {f} + 1)  | Log
+torch.reciprocal({f} * {f} + 1)  | Reciprocal
+torch.erf({f})  | Erf
+torch.sin({f})  | Sin
+torch.cos({f})  | Cos
+torch.abs({n})  | Abs
+torch.square({n})  | Pow
+torch.pow({n}, 2)  | Pow
+torch.pow({f} * {f} + 1, 0.5)  | Pow
+torch.floor({x})  | Floor
+torch.ceil({x})  | Ceil
+torch.round({x})  | Round
+torch.sign({x})  | Sign
+torch.clamp({n}, -1, 1)  | ClipByValueV2
+torch.clamp({n}, min=0)  | ClipByValueV2
+torch.clamp({n}, max=2)  | ClipByValueV2
+torch.floor_divide({i}, 3)
+torch.div({i}, 2)
+torch.remainder({i}, 3)  | FloorMod
+{x} > {x1}  | Greater
+{x} <= {x1}  | LessEqual
+{x} == {x1}  | Equal
+{i} < {i1}  | Less
+{i} >= 1  | GreaterEqual
+{i} != {i1}  | NotEqual
+{b} & {b1}  | LogicalAnd
+{b} | {b1}  | LogicalOr
+~{b}  | LogicalNot
+torch.logical_not({b})  | LogicalNot
+torch.where({b}, {n}, {n1})  | SelectV2
+torch.where({b}, {f}, 0.5)  | SelectV2
+torch.masked_fill({f}, {b}, 0.5)  | MaskedFill
+{n}.sum()
+{n}.sum({dim}, keepdim={k})
+{b}.sum({dim})
+{f}.mean({dim}, keepdim={k})
+{f}.mean()
+{x}.max({dim}, keepdim={k})[0]  | ArgMaxWithValue
+{b}.any({dim})  | ReduceAny
+{i}.cumsum({dim})
+{f}.cumsum({dim})
+torch.argmax({x}.cumsum({dim}) + 0 * {x}, {dim})  | ArgMaxV2
+{v}.to(torch.float32)
+{n}.to(torch.bfloat16)
+{b}.to(torch.int64)
+{x}.to(torch.int64)
+{n}.to(torch.bool)
+{v}.reshape(-1)
+{v}.flatten(-2)  | Gather
+{v}.unsqueeze({dim})
+{v}.unsqueeze(-1)
+{v}.squeeze()
+{v}.transpose(0, -1)
+{v}.t()
+{v}.permute(2, 0, 1)
+{v}.expand(2, *{v}.shape)  | Gather
+{v}.repeat(2, *[1] * {v}.dim())
+{v}.contiguous()
+{v}.clone()
+{v}[0]
+{v}[..., -1]
+{v}[..., 1:]  | StridedSliceV2
+{v}[..., ::2]  | StridedSliceV2
+{v}[None]
+torch.narrow({v}, {dim}, 0, 1)  | StridedSliceV2
+torch.cat([{n}, {n1}], {dim})
+torch.cat([{b}, {b1}], {dim})
+torch.stack([{n}, {n1}], {dim})
+torch.split({v}, 1, {dim})[-1]
+torch.chunk({v}, 2, {dim})[0]  | Gather
+torch.unbind({v}, {dim})[0]
+torch.flip({n}, [{dim}])  | ReverseV2
+torch.select({v}, {dim}, -1)
+torch.index_select({n}, 0, torch.zeros_like({n}.reshape(-1), dtype=torch.int64))  | ZerosLike
+{n}[{i} * 0]  | IndexByTensor
+torch.gather({n}, {dim}, torch.zeros_like({n}, dtype=torch.int64))  | GatherElements ZerosLike
+torch.take_along_dim({n}, torch.argsort({i}, {dim}) * 0, {dim})  | FloorMod GatherElements Sort
+torch.sort({i}, {dim})[0]  | Sort
+torch.topk({i}, 1, {dim})[0]  | TopKV2
+torch.nn.functional.one_hot({i} * 0 + 1, 3)  | Equal
+torch.nn.functional.pad({f}, (1, 2))  | PadV3
+torch.nn.functional.layer_norm({f}, {f}.shape[-1:])  | Gather LayerNormV4
+torch.zeros_like({v})  | ZerosLike
+torch.ones_like({f}) * {f}  | OnesLike
+torch.full_like({f}, 0.5)
+torch.arange({v}.shape[0], device={v}.device)  | Gather
+torch.zeros({v}.shape, device={v}.device) + {f}  | Gather
+torch.tril({f})  | Tril
+torch.triu({f}, 1)  | Triu
+{f} @ {f1}
+{f} @ {f1}.transpose(-1, -2)
+torch.nn.functional.linear({f}, {f1})
+torch.outer({f}, {f1})  | Gather
+""".strip().splitlines()
+
+EXPRESSIONS = [
+    line.partition("  | ")[0]
+    for line in _TABLE
+    if set(line.partition("  | ")[2].split()) <= set(registry.known_types())
+]
+
+# Two settings of the sizes: a dynamic graph serves both.
+SIZES = ({"A": 2, "B": 3, "C": 5}, {"A": 4, "B": 6, "C": 3})
+KINDS = {"f": (torch.float32, torch.bfloat16), "i": (torch.int64,), "b": (torch.bool,)}
+KINDS["x"], KINDS["n"] = KINDS["f"], (*KINDS["f"], torch.int64)
+KINDS["v"] = (*KINDS["n"], torch.bool)
+LARGEST = 1000  # larger numbers are not drawn
+
+
+@dataclass
+class Value:
+    """A variable of a program: its name, its tensor for each of SIZES, and whether no rounding has gone into it."""
+
+    name: str
+    tensors: tuple[torch.Tensor, torch.Tensor]
+    exact: bool = True
+
+    @property
+    def dtype(self):
+        return self.tensors[0].dtype
+
+
+@dataclass
+class Program:
+    """A drawn program: its source, and what it takes and returns for each of SIZES."""
+
+    source: str
+    inputs: list[Value]
+    outputs: list[Value]
+    largest: float  # magnitude on the way
+    rounds_to: torch.dtype  # the coarsest dtype on the way
+
+    def _repr_pretty_(self, printer, cycle) -> None:
+        """Hypothesis prints a failing program so."""
+        taken = ", ".join(f"{v.name}: {v.dtype} {list(v.tensors[0].shape)}" for v in self.inputs)
+        printer.text(f"\n# {taken}\n{self.source}\n")
+
+    def function(self):
+        space = {"torch": torch}
+        exec(self.source, space)
+        return space["program"]
+
+
+def legal(text, operands, name):
+    """The value of an expression, or None if it is not to be drawn."""
+    try:
+        results = [
+            eval(text, {"torch": torch, **{v.name: v.tensors[at] for v in operands}}) for at in range(len(SIZES))
+        ]
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return None
+    for result in results:
+        if result.dtype not in KINDS["v"] or not 0 < result.numel() <= 400 or result.dim() > 4:
+            return None
+        if not result.double().isfinite().all() or result.double().abs().max() > LARGEST:
+            return None
+    exact = all(v.exact for v in operands)
+    if exact and any(v.dtype in KINDS["f"] for v in operands):
+        wide = {v.name: v.tensors[0].double() if v.dtype in KINDS["f"] else v.tensors[0] for v in operands}
+        try:
+            exact = torch.equal(eval(text, {"torch": torch, **wide}).double(), results[0].double())
+        except RuntimeError:  # the text mixes its operands with float32
+            exact = False
+    return Value(name, tuple(results), exact)
+
+
+def choices(expression, values, name):
+    """Every legal (text, value) of an expression over these values."""
+    fields = sorted({field for _, field, _, _ in string.Formatter().parse(expression) if field})
+    operands = [field for field in fields if field not in ("dim", "k")]
+    for chosen in itertools.product(
+        *([v for v in values if v.dtype in KINDS[f[0]] and (v.exact or f[0] != "x")] for f in operands)
+    ):
+        names = dict(zip(operands, (v.name for v in chosen)))
+        rank = max(chosen[0].tensors[0].dim(), 1)
+        dims = range(-rank, rank) if "dim" in fields else [0]
+        for dim, k in itertools.product(dims, (False, True) if "k" in fields else (False,)):
+            text = expression.format(**names, dim=dim, k=k)
+            made = legal(text, chosen, name)
+            if made is not None:
+                yield text, made
+
+
+def make_input(name, dtype, dims, seed):
+    """Exact values: quarters in [-2, 2], or whole numbers in [-4, 4]."""
+    tensors = []
+    for sizes in SIZES:
+        shape = [sizes.get(dim, 1) for dim in dims]
+        whole = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(seed))
+        tensors.append((whole / 4).to(dtype) if dtype.is_floating_point else (whole // 2).to(dtype))
+    return Value(name, tuple(tensors))
+
+
+FLOAT32_MOST = st.sampled_from([torch.float32] * 3 + [torch.bfloat16, torch.int64, torch.bool])
+DIMS = st.lists(st.sampled_from("ABC1"), max_size=3)
+
+
+@st.composite
+def programs(draw):
+    inputs = [make_input(f"v{at}", draw(FLOAT32_MOST), draw(DIMS), seed=at) for at in range(draw(st.integers(1, 3)))]
+    values, lines, read = list(inputs), [], set()
+    for _ in range(draw(st.integers(3, 8))):
+        name = f"v{len(values)}"
+        for _ in range(8):  # an expression that fits what there is
+            found = list(choices(draw(st.sampled_from(EXPRESSIONS)), values, name))
+            if found:
+                text, made = found[draw(st.integers(0, len(found) - 1))]
+                lines.append(f"    {name} = {text}")
+                values.append(made)
+                read |= set(re.findall(r"\bv\d+\b", text))
+                break
+    outputs = [v for v in values[len(inputs) :] if v.name not in read] or values[-1:]
+    head = f"def program({', '.join(v.name for v in inputs)}):"
+    source = "\n".join([head, *lines, f"    return {', '.join(v.name for v in outputs)},"])
+    largest = max(t.double().abs().max().item() for v in values for t in v.tensors)
+    rounds_to = torch.bfloat16 if any(v.dtype == torch.bfloat16 for v in values) else torch.float32
+    return Program(source, inputs, outputs, max(largest, 1.0), rounds_to)
+
+
+def check(program, dynamic):
+    torch._dynamo.reset()
+    function = program.function()
+    compiled = torch.compile(function, backend=torchair.get_npu_backend(), dynamic=dynamic, fullgraph=True)
+    for at in range(len(SIZES) if dynamic else 1):
+        inputs = [value.tensors[at] for value in program.inputs]
+        results = compiled(*(x.clone().npu() for x in inputs))
+        # Sums in another order, and decompositions that round elsewhere, differ by a few units of the largest number.
+        rounding = 16 * torch.finfo(program.rounds_to).eps
+        for result, value in zip(results, program.outputs, strict=True):
+            tolerance = 0.0 if value.exact else rounding
+            try:
+                torch.testing.assert_close(
+                    result.cpu(), value.tensors[at], rtol=tolerance, atol=tolerance * program.largest
+                )
+            except AssertionError as error:
+                report = moe_graph.compare_graph(function, *inputs, dynamic=dynamic)
+                raise AssertionError(f"{value.name}: {error}\n{report}") from error
+
+
+def fuzzed(test, default):
+    """The settings of a test over random programs."""
+    how = dict(max_examples=EXAMPLES or default, derandomize=not EXAMPLES, database=None, deadline=None)
+    how["report_multiple_bugs"] = False
+    if not EXAMPLES:
+        how["phases"] = [Phase.generate, Phase.shrink]
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    return settings(suppress_health_check=checks, **how)(given(programs())(test))
+
+
+def of_random_programs(default):
+    return lambda test: fuzzed(test, default)
+
+
+@of_random_programs(20)
+def test_static(program):
+    check(program, dynamic=False)
+
+
+@of_random_programs(15)
+def test_dynamic(program):
+    check(program, dynamic=True)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_wrong_kernel_is_found_and_named(monkeypatch, dynamic):
+    def tanh(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * (1 + 1e-4)
+
+    x = make_input("v0", torch.float32, "AB", 0)
+    value = legal("torch.relu(torch.tanh(v0 * 2) + 1)", [x], "v1")
+    source = "def program(v0):\n    return torch.relu(torch.tanh(v0 * 2) + 1),"
+    program = Program(source, [x], [value], 3.0, torch.float32)
+    check(program, dynamic)
+    monkeypatch.setitem(registry._kernels, "Tanh", registry._describe(tanh))
+    with pytest.raises(AssertionError, match=r"v1: .*\n(.*\n)*first: .*FX node 'tanh'"):
+        check(program, dynamic)
+
+
+def test_each_expression_can_be_drawn():
+    """An expression that no program can hold would be dead weight."""
+    values = [
+        make_input(f"v{at}", dtype, dims, seed=at)
+        for at, (dtype, dims) in enumerate(itertools.product(KINDS["v"], ("", "B", "AB", "ABC")))
+    ]
+    dead = [text for text in EXPRESSIONS if next(choices(text, values, "y"), None) is None]
+    assert not dead
+
+
+@pytest.mark.skipif(not EXAMPLES, reason="set MOE_GRAPH_FUZZ=N")
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_each_expression_alone(expression, dynamic):
+    """One statement, over the first operands that fit it: which expression fails, where a random program has many."""
+    values = [make_input("v0", torch.float32, "BA", 0), make_input("v1", torch.int64, "BA", 1)]
+    values += [make_input("v2", torch.bool, "BA", 2), make_input("v3", torch.float32, "B", 3)]
+    values += [make_input("v4", torch.float32, "ABC", 4), make_input("v5", torch.float32, "AB", 5)]
+    text, made = next(choices(expression, values, "y"))
+    taken = [v for v in values if v.name in text]
+    source = f"def program({', '.join(v.name for v in taken)}):\n    return {text},"
+    check(Program(source, taken, [made], LARGEST, torch.float32), dynamic)
