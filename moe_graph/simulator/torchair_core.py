@@ -197,7 +197,8 @@ def _export(serialized: bytes, options: dict[str, str]) -> None:
     written = Path(options["export_path_dir"]) / f"{name.removesuffix('.air')}.modeldef"
     written.write_bytes(serialized)
     raise NeedsCann(
-        f"{name} of dynamo_export (written: the graph for GE as a serialized ModelDef, {written}, beside torchair's dynamo.pbtxt and weights)"
+        f"{name} of dynamo_export (written: the graph for GE as a serialized ModelDef, {written}, "
+        "beside torchair's dynamo.pbtxt and weights)"
     )
 
 

@@ -1,0 +1,229 @@
+"""For the tests of a model repository: lower a module for the NPU and say what its graph must be.
+
+    from moe_graph import testing
+
+    lowered = testing.lower(model, x, counts, dynamic=True)
+    testing.assert_nodes(lowered.graph, MoeReRouting=2, Sort=0)
+    testing.assert_no_host_tensors(lowered.graph)
+    testing.assert_equals_eager(lowered)
+    testing.assert_unchanged(lowered.graph, "tests/graphs/block.txt")
+
+On a machine without an NPU start the tests with `pytest -p moe_graph.simulator.pytest_plugin`, which also brings the fixture
+`lower`. On an NPU the same tests run against CANN.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from moe_graph.engine import attributes
+from moe_graph.engine import graph as ge_graph
+
+UPDATE = "MOE_GRAPH_UPDATE_GRAPHS"
+_INPUTS = ("Data", "RefData")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph as torchair hands it to GE. `definition` is its protobuf GraphDef."""
+
+    definition: Any
+
+    @property
+    def name(self) -> str:
+        """The graph's name."""
+        return self.definition.name
+
+    @property
+    def node_types(self) -> Counter[str]:
+        """How many nodes there are of each GE type."""
+        return Counter(node.type for node in self.definition.op)
+
+    @property
+    def host_inputs(self) -> list[str]:
+        """Names of the inputs that are placed on the host. Sizes of a dynamic graph and Python numbers are, by nature."""
+        inputs = (node for node in self.definition.op if node.type in _INPUTS)
+        return [node.name for node in inputs if node.output_desc[0].device_type == "CPU"]
+
+    def text(self) -> str:
+        """The graph as text that is the same for equal graphs: a line for each node, in the graph's order.
+
+        Nodes are numbered; attributes that begin with "_" are torchair's notes (file names, stacks) and are left out.
+        """
+        number = {node.name: position for position, node in enumerate(self.definition.op)}
+        return "".join(_line(node, number) + "\n" for node in self.definition.op)
+
+
+def _line(node: Any, number: dict[str, int]) -> str:
+    reads = []
+    for reference in node.input:
+        name, _, output = reference.rpartition(":")
+        place = f"%{number[name]}" if name in number else "-"
+        reads.append(
+            place if output == "0" or name not in number else f"{place}:{'control' if output == '-1' else output}"
+        )
+    values = []
+    for name in sorted(name for name in node.attr if not name.startswith("_")):
+        value = attributes.decode(node.attr[name])
+        values.append(f"{name}={_tensor_text(value) if isinstance(value, Tensor) else value!r}")
+    outputs = ", ".join(str(described) for described in map(_described, node.output_desc))
+    attribute_text = f" {{{', '.join(values)}}}" if values else ""
+    return f"%{number[node.name]} = {node.type}({', '.join(reads)}){attribute_text} -> {outputs}"
+
+
+def _described(descriptor: Any) -> str:
+    name = descriptor.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_number[descriptor.dtype].name
+    return f"{name.removeprefix('DT_').lower()}{list(descriptor.shape.dim)}"
+
+
+def _tensor_text(value: Tensor) -> str:
+    shown = value.flatten()[:16].tolist()
+    return f"{list(value.shape)} {shown}{'...' if value.numel() > 16 else ''}"
+
+
+@dataclass
+class Lowered:
+    """What became of a module: its graphs in the order they were loaded (one, if nothing broke or recompiled), and the outputs.
+
+    outputs    of each call, on the CPU        expected   eager PyTorch's on the CPU, for the same calls
+    """
+
+    graphs: list[Graph] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+    expected: list[Any] = field(default_factory=list)
+
+    @property
+    def graph(self) -> Graph:
+        """The one graph. Raises AssertionError if there are more, or none."""
+        assert_one_graph(self)
+        return self.graphs[0]
+
+
+def lower(
+    model: Callable,
+    *inputs: Any,
+    more_inputs: Sequence[Sequence[Any]] = (),
+    dynamic: bool | None = False,
+    fullgraph: bool = True,
+    config: Any = None,
+) -> Lowered:
+    """Compile a copy of `model` for the NPU with torchair, call it, and keep the graphs it was lowered to.
+
+    Args:
+        model: a module or function, on the CPU. It is not changed.
+        inputs: arguments of the first call; CPU tensors are copied to the NPU.
+        more_inputs: arguments of further calls of the same compiled model.
+        dynamic, fullgraph: as in `torch.compile`. With fullgraph a graph break is an error of Dynamo.
+        config: a `torchair.CompilerConfig` (default: a fresh one).
+
+    Runs as inference. Raises RuntimeError if there is neither an NPU nor the simulated device, and what Dynamo, torchair or the
+    engine raise.
+    """
+    torchair = _torchair()
+    calls = [inputs, *more_inputs]
+    result = Lowered()
+    with torch.no_grad():
+        for call in calls:
+            reference, arguments = (
+                copy.deepcopy((model, call)) if isinstance(model, torch.nn.Module) else (model, copy.deepcopy(call))
+            )
+            result.expected.append(reference(*arguments))
+        torch._dynamo.reset()
+        on_npu = copy.deepcopy(model).npu() if isinstance(model, torch.nn.Module) else model
+        backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig() if config is None else config)
+        compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+        with _recorded(result.graphs):
+            for call in calls:
+                outputs = compiled(*_moved(copy.deepcopy(call), "npu"))
+                result.outputs.append(_moved(outputs, "cpu"))
+    return result
+
+
+def _moved(values: Any, device: str) -> Any:
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+
+
+def _torchair() -> Any:
+    if not (hasattr(torch, "npu") and torch.npu.is_available()):
+        raise RuntimeError(
+            "lowering needs an NPU or the simulated device: start pytest with -p moe_graph.simulator.pytest_plugin, "
+            "or import moe_graph.simulator first"
+        )
+    import torchair
+
+    return torchair
+
+
+@contextmanager
+def _recorded(graphs: list[Graph]) -> Iterator[None]:
+    """Keep every graph that torchair loads, on the simulated device as on an NPU."""
+    from torchair.core._backend import TorchNpuGraph
+
+    original = TorchNpuGraph.load
+
+    def load(self: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:
+        graphs.append(Graph(ge_graph.parse(graph.SerializeToString())))
+        return original(self, graph, *args, **kwargs)
+
+    TorchNpuGraph.load = load
+    try:
+        yield
+    finally:
+        TorchNpuGraph.load = original
+
+
+def assert_nodes(graph: Graph, **counts: int) -> None:
+    """The graph has exactly so many nodes of each GE type named: `assert_nodes(graph, MoeReRouting=1, Transpose=0)`."""
+    found = graph.node_types
+    wrong = [f"{name}: expected {count}, found {found[name]}" for name, count in counts.items() if found[name] != count]
+    assert not wrong, f"{'; '.join(wrong)}. The graph has {dict(found)}"
+
+
+def assert_one_graph(lowered: Lowered) -> None:
+    """No graph break and no recompilation: all calls ran one graph."""
+    names = [graph.name for graph in lowered.graphs]
+    assert len(names) == 1, f"expected one graph for {len(lowered.outputs)} calls, got {len(names)}: {names}"
+
+
+def assert_no_host_tensors(graph: Graph, allowed: Sequence[str] = ()) -> None:
+    """No input of the graph is on the host, sizes and numbers (scalars) apart, and those named in `allowed`.
+
+    A tensor on the host makes the NPU wait for a copy in every call.
+    """
+    scalars = {node.name for node in graph.definition.op if node.type in _INPUTS and not node.output_desc[0].shape.dim}
+    found = [name for name in graph.host_inputs if name not in scalars and name not in allowed]
+    assert not found, f"inputs on the host: {found}"
+
+
+def assert_equals_eager(lowered: Lowered, *, rtol: float | None = None, atol: float | None = None) -> None:
+    """All calls gave what eager PyTorch gives on the CPU. Tolerances default to those of `torch.testing.assert_close`."""
+    for outputs, expected in zip(lowered.outputs, lowered.expected):
+        torch.testing.assert_close(outputs, expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def assert_unchanged(graph: Graph, path: str | os.PathLike) -> None:
+    """The graph is, as text, what the file holds; the message is the difference.
+
+    The file is written if MOE_GRAPH_UPDATE_GRAPHS=1. Commit it: a later change of the graph then fails, and shows in review.
+    """
+    path, text = Path(path), graph.text()
+    if os.environ.get(UPDATE, "0") not in ("", "0"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return
+    assert path.exists(), f"{path} does not exist: run once with {UPDATE}=1, and commit it"
+    recorded = path.read_text()
+    difference = difflib.unified_diff(recorded.splitlines(), text.splitlines(), str(path), "now", lineterm="", n=2)
+    assert recorded == text, f"the graph has changed ({UPDATE}=1 records it anew):\n" + "\n".join(difference)
