@@ -26,7 +26,8 @@ EXAMPLES = int(os.environ.get("MOE_GRAPH_FUZZ", 0))
 # Fields: f a float tensor, x one whose values are exact (no rounding has gone into them: for operators that jump), i int64,
 # b bool, n float or int64, v any; dim a dimension of the first operand; k a truth value. f1 is another f, or the same.
 # After "|" GE types of its lowering that the engine may lack a kernel for: it is drawn once all of them have one.
-# Not in it: amax, amin, all(dim), var(correction=...) and roll, which torchair declares and does not lower.
+# Not in it: amax, amin, all(dim), var(correction=...) and roll, which torchair declares and does not lower; index_select of a scalar,
+# which it lowers to a GatherV2 along an axis the scalar does not have.
 _TABLE = """
 {n} + {n1}
 {n} - {n1}
@@ -130,7 +131,7 @@ torch.chunk({v}, 2, {dim})[0]  | Gather
 torch.unbind({v}, {dim})[0]
 torch.flip({n}, [{dim}])  | ReverseV2
 torch.select({v}, {dim}, -1)
-torch.index_select({n}, 0, torch.zeros_like({n}.reshape(-1), dtype=torch.int64))  | ZerosLike
+torch.index_select({n}[None], 0, torch.zeros_like({n}.reshape(-1), dtype=torch.int64))  | ZerosLike
 {n}[{i} * 0]  | IndexByTensor
 torch.gather({n}, {dim}, torch.zeros_like({n}, dtype=torch.int64))  | GatherElements ZerosLike
 torch.take_along_dim({n}, torch.argsort({i}, {dim}) * 0, {dim})  | FloorMod GatherElements Sort
