@@ -94,7 +94,8 @@ def _describe(function: Callable) -> Kernel:
         annotation = _text(parameter.annotation)
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             optional = parameter.default is not inspect.Parameter.empty
-            inputs.append(Input(parameter.name, optional, dynamic="Tensors" in annotation))
+            name = parameter.name.rstrip("_")  # GE also uses names that Python keeps for itself: else_
+            inputs.append(Input(name, optional, dynamic="Tensors" in annotation))
         elif parameter.name == "node":
             wants_node = True
         else:

@@ -1,5 +1,47 @@
 """Kernels by family. Importing this package registers them all; a kernel is a function, its signature the operator's definition."""
 
-from moe_graph.engine.kernels import elementwise, indexing, matmul, moe, movement, reduction, shapes
+from moe_graph.engine.kernels import (
+    activation,
+    comparison,
+    convolution,
+    creation,
+    elementwise,
+    foreach,
+    indexing,
+    loss,
+    matmul,
+    moe,
+    movement,
+    normalization,
+    padding,
+    pooling,
+    reduction,
+    resize,
+    scatter,
+    shapes,
+    sorting,
+    strided,
+)
 
-__all__ = ["elementwise", "indexing", "matmul", "moe", "movement", "reduction", "shapes"]
+__all__ = [
+    "activation",
+    "comparison",
+    "convolution",
+    "creation",
+    "elementwise",
+    "foreach",
+    "indexing",
+    "loss",
+    "matmul",
+    "moe",
+    "movement",
+    "normalization",
+    "padding",
+    "pooling",
+    "reduction",
+    "resize",
+    "scatter",
+    "shapes",
+    "sorting",
+    "strided",
+]

@@ -1,10 +1,13 @@
-"""Elementwise arithmetic and activations. Binary operators broadcast as NumPy does; operands have one dtype."""
+"""Elementwise arithmetic and mathematical functions. Binary operators broadcast as NumPy does; operands have one dtype."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.registry import Tensors, kernel
 
 
@@ -68,12 +71,6 @@ def minimum(x1: Tensor, x2: Tensor) -> Tensor:
     return torch.minimum(x1, x2)
 
 
-@kernel("Neg")
-def neg(x: Tensor) -> Tensor:
-    """GE Neg: -x."""
-    return -x
-
-
 @kernel("Exp")
 def exp(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """GE Exp: base ** (scale * x + shift); base -1 is e."""
@@ -81,32 +78,163 @@ def exp(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0
     return torch.exp(y) if base == -1.0 else torch.pow(base, y)
 
 
-@kernel("Relu")
-def relu(x: Tensor) -> Tensor:
-    """GE Relu: max(x, 0)."""
-    return torch.relu(x)
+@kernel("Log")
+def log(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """GE Log: the logarithm of scale * x + shift to this base; base -1 is e."""
+    y = x if scale == 1.0 and shift == 0.0 else x * scale + shift
+    if base in _LOGARITHMS:
+        return _LOGARITHMS[base](y)
+    return torch.log(y) / torch.log(torch.tensor(base)).item()
 
 
-@kernel("Sigmoid")
-def sigmoid(x: Tensor) -> Tensor:
-    """GE Sigmoid."""
-    return torch.sigmoid(x)
+_LOGARITHMS = {-1.0: torch.log, 2.0: torch.log2, 10.0: torch.log10}
 
 
-@kernel("Tanh")
-def tanh(x: Tensor) -> Tensor:
-    """GE Tanh."""
-    return torch.tanh(x)
+@kernel("Pow")
+def pow_(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE Pow: x1 to the power x2."""
+    return torch.pow(x1, x2)
 
 
-@kernel("Swish")
-def swish(x: Tensor, *, scale: float = 1.0) -> Tensor:
-    """GE Swish: x * sigmoid(scale * x)."""
-    return torch.nn.functional.silu(x) if scale == 1.0 else x * torch.sigmoid(scale * x)
+@kernel("FloorMod", "Mod")
+def floor_mod(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE FloorMod: the remainder that has the sign of x2."""
+    return torch.remainder(x1, x2)
 
 
-@kernel("SoftmaxV2")
-def softmax_v2(x: Tensor, *, axes: list = (-1,), half_to_float: bool = False) -> Tensor:
-    """GE SoftmaxV2: softmax along one dimension; half_to_float computes and returns float32."""
-    (axis,) = axes
-    return torch.softmax(x, axis, dtype=torch.float32 if half_to_float else None)
+@kernel("TruncateMod")
+def truncate_mod(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE TruncateMod: the remainder that has the sign of x1."""
+    return torch.fmod(x1, x2)
+
+
+@kernel("TruncateDiv")
+def truncate_div(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE TruncateDiv: the quotient rounded towards zero."""
+    return torch.div(x1, x2, rounding_mode="trunc")
+
+
+@kernel("DivNoNan")
+def div_no_nan(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE DivNoNan: x1 / x2, and 0 where x2 is 0."""
+    return torch.where(x2 == 0, torch.zeros_like(x1), x1 / x2)
+
+
+@kernel("Atan2")
+def atan2(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE Atan2: the angle of the point (x2, x1)."""
+    return torch.atan2(x1, x2)
+
+
+@kernel("SquaredDifference")
+def squared_difference(x1: Tensor, x2: Tensor) -> Tensor:
+    """GE SquaredDifference: (x1 - x2) squared."""
+    return (x1 - x2).square()
+
+
+@kernel("AxpyV2")
+def axpy_v2(x1: Tensor, x2: Tensor, alpha: Tensor) -> Tensor:
+    """GE AxpyV2: x1 + alpha * x2; alpha has one element."""
+    return torch.add(x1, x2, alpha=alpha.item())
+
+
+@kernel("Axpy")
+def axpy(x1: Tensor, x2: Tensor, *, alpha: float) -> Tensor:
+    """GE Axpy: x1 + alpha * x2."""
+    return torch.add(x1, x2, alpha=alpha)
+
+
+@kernel("Sxpy")
+def sxpy(x1: Tensor, x2: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """GE Sxpy: x1 - alpha * x2; alpha has one element, 1 if absent."""
+    return torch.sub(x1, x2, alpha=1 if alpha is None else alpha.item())
+
+
+@kernel("Addcmul")
+def addcmul(input_data: Tensor, x1: Tensor, x2: Tensor, value: Tensor) -> Tensor:
+    """GE Addcmul: input_data + value * x1 * x2; value has one element."""
+    return torch.addcmul(input_data, x1, x2, value=value.item())
+
+
+@kernel("Addcdiv")
+def addcdiv(input_data: Tensor, x1: Tensor, x2: Tensor, value: Tensor) -> Tensor:
+    """GE Addcdiv: input_data + value * x1 / x2; value has one element."""
+    return torch.addcdiv(input_data, x1, x2, value=value.item())
+
+
+@kernel("Lerp")
+def lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """GE Lerp: start + weight * (end - start)."""
+    return torch.lerp(start, end, weight.to(start.dtype))
+
+
+@kernel("ClipByValue", "ClipByValueV2")
+def clip_by_value(x: Tensor, clip_value_min: Tensor, clip_value_max: Tensor) -> Tensor:
+    """GE ClipByValue, ClipByValueV2: x between the two, which broadcast to it."""
+    return torch.clamp(x, clip_value_min, clip_value_max)
+
+
+@kernel("Real")
+def real(input: Tensor, *, Tout: GeType = 0) -> Tensor:  # noqa: A002, N803
+    """GE Real: the real part, of type Tout."""
+    return torch.real(input).to(Tout.torch).clone()
+
+
+@kernel("Imag")
+def imag(input: Tensor, *, Tout: GeType = 0) -> Tensor:  # noqa: A002, N803
+    """GE Imag: the imaginary part, of type Tout."""
+    return torch.imag(input).to(Tout.torch).clone()
+
+
+@kernel("Complex")
+def complex_(real: Tensor, imag: Tensor, *, Tout: GeType = 16) -> Tensor:  # noqa: N803
+    """GE Complex: real + i * imag, of type Tout."""
+    return torch.complex(real, imag).to(Tout.torch)
+
+
+# GE types that are one of torch's functions of one tensor. Round rounds halves to even.
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "Ceil": torch.ceil,
+    "Conj": torch.conj_physical,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Digamma": torch.digamma,
+    "Erf": torch.erf,
+    "Erfc": torch.erfc,
+    "Erfinv": torch.erfinv,
+    "Expm1": torch.expm1,
+    "Floor": torch.floor,
+    "Lgamma": torch.lgamma,
+    "Log1p": torch.log1p,
+    "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal,
+    "Round": torch.round,
+    "Rsqrt": torch.rsqrt,
+    "Sign": torch.sgn,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Sqrt": torch.sqrt,
+    "Square": torch.square,
+    "Tan": torch.tan,
+    "Trunc": torch.trunc,
+}
+
+
+def _unary(ge_type: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        return function(x)
+
+    call.__name__ = call.__qualname__ = ge_type
+    call.__doc__ = f"GE {ge_type}: torch.{function.__name__} of each element."
+    return call
+
+
+for _ge_type, _function in UNARY.items():
+    kernel(_ge_type)(_unary(_ge_type, _function))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_graph.engine.registry import kernel
+from moe_graph.engine.dtypes import GeType
+from moe_graph.engine.registry import Tensors, kernel
 
 
 @kernel("GatherV2")
@@ -21,6 +22,8 @@ def gather_v2(
     """GE GatherV2: slices of x along axis at indices (any shape); negative indices count from the end where they are supported."""
     if batch_dims:
         raise NotImplementedError(f"batch_dims must be 0 on the host engine, got {batch_dims}")
+    if not x.dim():
+        raise ValueError("x must have a dimension to gather along, got a scalar")
     dimension = int(axis) % x.dim()
     flat = indices.reshape(-1)
     if negative_index_support:
@@ -38,3 +41,92 @@ def invert_permutation(x: Tensor) -> Tensor:
     y = torch.empty_like(x)
     y[x.long()] = torch.arange(len(x), dtype=x.dtype)
     return y
+
+
+@kernel("Gather")
+def gather(
+    x: Tensor,
+    indices: Tensor,
+    *,
+    validate_indices: bool = True,
+    batch_dims: int = 0,
+    is_preprocessed: bool = False,
+    negative_index_support: bool = False,
+) -> Tensor:
+    """GE Gather: slices of the first dimension behind batch_dims. is_preprocessed steers the kernel, not the values."""
+    axis = torch.tensor(batch_dims)
+    return gather_v2(x, indices, axis, batch_dims=batch_dims, negative_index_support=negative_index_support)
+
+
+@kernel("GatherElements")
+def gather_elements(x: Tensor, index: Tensor, *, dim: int = 0) -> Tensor:
+    """GE GatherElements: the element of x at each place of index along dim."""
+    return torch.gather(x, dim, index.long())
+
+
+@kernel("GatherNd")
+def gather_nd(x: Tensor, indices: Tensor, *, negative_index_support: bool = False) -> Tensor:
+    """GE GatherNd: the last dimension of indices names elements or slices of x."""
+    return x[tuple(indices.long().unbind(-1))]
+
+
+@kernel("IndexByTensor")
+def index_by_tensor(x: Tensor, indices: Tensors, *, indices_mask: list = ()) -> Tensor:
+    """GE IndexByTensor: x[...] as PyTorch indexes: where indices_mask is 1 by the next of indices, where it is 0 the whole dimension."""
+    fed = iter(indices)
+    return x[tuple(_index(next(fed)) if chosen else slice(None) for chosen in indices_mask)]
+
+
+def _index(indices: Tensor) -> Tensor:
+    return indices if indices.dtype in (torch.bool, torch.uint8) else indices.long()
+
+
+@kernel("IndexPutV2")
+def index_put_v2(
+    x: Tensor,
+    value: Tensor,
+    indexed_sizes: Tensor,
+    indexed_strides: Tensor,
+    indices: Tensors,
+    *,
+    accumulate: bool = False,
+) -> Tensor:
+    """GE IndexPutV2: x with value at x[...]; indexed_sizes is 1 where the next of indices stands, 0 for a whole dimension.
+
+    indexed_strides steers the kernel, not the values.
+    """
+    fed = iter(indices)
+    chosen = indexed_sizes.tolist()
+    places = [_index(next(fed)) if flag else None for flag in chosen]
+    return torch.ops.aten.index_put(x, places, value, accumulate)
+
+
+@kernel("MaskedSelect")
+def masked_select(x: Tensor, mask: Tensor) -> Tensor:
+    """GE MaskedSelect: the elements of x where mask is true, [M]."""
+    return torch.masked_select(x, mask)
+
+
+@kernel("NonZero")
+def non_zero(x: Tensor, *, transpose: bool = False, dtype: GeType = 9) -> Tensor:
+    """GE NonZero: the places of the elements that are not zero, [M, dimensions], or with transpose [dimensions, M]."""
+    places = torch.nonzero(x).to(dtype.torch)
+    return places.t().contiguous() if transpose else places
+
+
+@kernel("OneHot")
+def one_hot(x: Tensor, depth: Tensor, on_value: Tensor, off_value: Tensor, *, axis: int = -1) -> Tensor:
+    """GE OneHot: a new dimension of size depth, on_value at the place x names, off_value elsewhere."""
+    places = torch.arange(int(depth), dtype=x.dtype)
+    dimension = x.dim() if axis == -1 else axis
+    shape = [1] * (x.dim() + 1)
+    shape[dimension] = -1
+    return torch.where(x.unsqueeze(dimension) == places.view(shape), on_value.reshape(()), off_value.reshape(()))
+
+
+@kernel("EmbeddingDenseGrad")
+def embedding_dense_grad(
+    grad: Tensor, indices: Tensor, *, num_weights: int, padding_idx: int = -1, scale_grad_by_freq: bool = False
+) -> Tensor:
+    """GE EmbeddingDenseGrad: rows of grad summed by their index, [num_weights, D]."""
+    return torch.ops.aten.embedding_dense_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)

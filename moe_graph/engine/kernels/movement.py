@@ -104,9 +104,9 @@ def tile(x: Tensor, multiples: Tensor) -> Tensor:
     return x.tile(multiples.tolist())
 
 
-@kernel("BroadcastTo")
+@kernel("BroadcastTo", "Expand")
 def broadcast_to(x: Tensor, shape: Tensor) -> Tensor:
-    """GE BroadcastTo: x expanded to shape; -1 keeps a dimension."""
+    """GE BroadcastTo, Expand: x expanded to shape; -1 keeps a dimension."""
     return x.expand(shape.tolist()).contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
@@ -42,4 +43,85 @@ def cumsum(x: Tensor, axis: Tensor, *, exclusive: bool = False, reverse: bool = 
     total = source.cumsum(dimension, dtype=x.dtype)
     if exclusive:
         total = total - source
+    return total.flip(dimension) if reverse else total
+
+
+@kernel("ReduceMin")
+def reduce_min(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
+    """GE ReduceMin: the smallest element along axes."""
+    dimensions = _dimensions(x, axes, noop_with_empty_axes)
+    return x.amin(dimensions, keepdim=keep_dims) if dimensions else x.clone()
+
+
+@kernel("ReduceProd")
+def reduce_prod(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
+    """GE ReduceProd: the product along axes, in the dtype of x."""
+    for dimension in sorted((d % x.dim() for d in _dimensions(x, axes, noop_with_empty_axes)), reverse=True):
+        x = x.prod(dimension, keepdim=keep_dims, dtype=x.dtype)
+    return x.clone()
+
+
+@kernel("ReduceAll")
+def reduce_all(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
+    """GE ReduceAll: are all elements along axes true?"""
+    dimensions = _dimensions(x, axes, noop_with_empty_axes)
+    return torch.all(x, dimensions, keepdim=keep_dims) if dimensions else x.clone()
+
+
+@kernel("ReduceAny")
+def reduce_any(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
+    """GE ReduceAny: is an element along axes true?"""
+    dimensions = _dimensions(x, axes, noop_with_empty_axes)
+    return torch.any(x, dimensions, keepdim=keep_dims) if dimensions else x.clone()
+
+
+@kernel("ReduceLogSumExp")
+def reduce_log_sum_exp(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
+    """GE ReduceLogSumExp: the logarithm of the sum of exp(x) along axes; empty axes mean all."""
+    return torch.logsumexp(x, _dimensions(x, axes, False), keepdim=keep_dims)
+
+
+@kernel("ReduceStdWithMean")
+def reduce_std_with_mean(
+    x: Tensor,
+    mean: Tensor,
+    *,
+    dim: list = (),
+    unbiased: bool = True,
+    keepdim: bool = False,
+    invert: bool = False,
+    epsilon: float = 0.001,
+    correction: int = 1,
+) -> Tensor:
+    """GE ReduceStdWithMean: the standard deviation along dim (all if empty) about a given mean of the shape of x.
+
+    The sum of squares is divided by the number of elements less correction. `invert` (the inverse of it, with epsilon) is not modelled.
+    """
+    if invert:
+        raise NotImplementedError("invert=True is not modelled")
+    dimensions = tuple(dim) or tuple(range(x.dim()))
+    count = torch.tensor([x.shape[d] for d in dimensions]).prod().item()
+    squares = (x - mean).square().sum(dimensions, keepdim=keepdim)
+    return (squares / max(0, count - correction)).sqrt()
+
+
+_INFINITE_ORDERS = {2147483647.0: float("inf"), -2147483648.0: float("-inf")}
+
+
+@kernel("LpNormV2")
+def lp_norm_v2(x: Tensor, *, p: float = 2.0, axes: list = (), keepdim: bool = False, epsilon: float = 1e-12) -> Tensor:
+    """GE LpNormV2: the p-norm along axes (all if empty). The extremes of int32 stand for infinite p. No norm is below epsilon."""
+    order = _INFINITE_ORDERS.get(p, p)
+    norm = torch.linalg.vector_norm(x, order, tuple(axes) or None, keepdim)
+    return norm.clamp(min=epsilon) if epsilon > 0 else norm
+
+
+@kernel("Cumprod")
+def cumprod(x: Tensor, axis: Tensor, *, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    """GE Cumprod: running product along axis; reverse runs from the end. exclusive (without the element itself) is not modelled."""
+    if exclusive:
+        raise NotImplementedError("exclusive=True is not modelled")
+    dimension = int(axis)
+    source = x.flip(dimension) if reverse else x
+    total = source.cumprod(dimension, dtype=x.dtype)
     return total.flip(dimension) if reverse else total

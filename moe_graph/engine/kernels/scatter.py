@@ -1,0 +1,89 @@
+"""Writing to places of a tensor. A kernel returns the new value and leaves its inputs as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_graph.engine.registry import kernel
+
+_REDUCTIONS = {
+    "add": "sum",
+    "mul": "prod",
+    "multiply": "prod",
+    "max": "amax",
+    "min": "amin",
+    "maximum": "amax",
+    "minimum": "amin",
+}
+
+
+@kernel("ScatterElements")
+def scatter_elements(
+    data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
+) -> Tensor:
+    """GE ScatterElements: updates put at the places of indices along axis, or reduced with what is there ("add", "mul", ...)."""
+    places = indices.long()
+    if reduction == "none":
+        return data.scatter(axis, places, updates)
+    if reduction not in _REDUCTIONS:
+        raise NotImplementedError(f"reduction must be none or one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    return data.scatter_reduce(axis, places, updates, _REDUCTIONS[reduction], include_self=True)
+
+
+@kernel("InplaceIndexAdd")
+def inplace_index_add(
+    var: Tensor, indices: Tensor, updates: Tensor, alpha: Tensor | None = None, *, axis: int
+) -> Tensor:
+    """GE InplaceIndexAdd: var with alpha (1 if absent) times the slices of updates added at indices along axis."""
+    return var.index_add(axis, indices, updates, alpha=1 if alpha is None else alpha.item())
+
+
+@kernel("ScatterNdUpdate", "TensorScatterUpdate")
+def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
+    """GE ScatterNdUpdate, TensorScatterUpdate: updates put at the elements or slices that the last dimension of indices names."""
+    return var.index_put(tuple(indices.long().unbind(-1)), updates)
+
+
+@kernel("ScatterNdAdd", "TensorScatterAdd")
+def scatter_nd_add(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
+    """GE ScatterNdAdd, TensorScatterAdd: updates added at the elements or slices that the last dimension of indices names."""
+    return var.index_put(tuple(indices.long().unbind(-1)), updates, accumulate=True)
+
+
+@kernel("ScatterUpdate")
+def scatter_update(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
+    """GE ScatterUpdate: updates put at the slices of the first dimension that indices names."""
+    return var.index_put((indices.long(),), updates)
+
+
+@kernel("MaskedScatter")
+def masked_scatter(x: Tensor, mask: Tensor, updates: Tensor) -> Tensor:
+    """GE MaskedScatter: the elements of updates in turn where mask is true, else x."""
+    return x.masked_scatter(mask, updates)
+
+
+@kernel("ViewCopy")
+def view_copy(
+    dst: Tensor,
+    dst_size: Tensor,
+    dst_stride: Tensor,
+    dst_storage_offset: Tensor,
+    src: Tensor,
+    src_size: Tensor,
+    src_stride: Tensor,
+    src_storage_offset: Tensor,
+) -> Tensor:
+    """GE ViewCopy: dst with its view of given sizes and strides filled from the view of src, which broadcasts to it."""
+    result = dst.contiguous().clone()
+    source = src.contiguous().as_strided(src_size.tolist(), src_stride.tolist(), int(src_storage_offset))
+    result.as_strided(dst_size.tolist(), dst_stride.tolist(), int(dst_storage_offset)).copy_(source)
+    return result
+
+
+@kernel("TensorScatterMax")
+def tensor_scatter_max(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002
+    """GE TensorScatterMax: the larger of what is there and updates, at the elements that the last dimension of indices names."""
+    places = tuple(indices.long().unbind(-1))
+    flat = torch.arange(input.numel()).view(input.shape)[places].reshape(-1)
+    return input.reshape(-1).scatter_reduce(0, flat, updates.reshape(-1), "amax", include_self=True).view(input.shape)

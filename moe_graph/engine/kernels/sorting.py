@@ -1,0 +1,67 @@
+"""Order: sorting, the largest elements, searching in sorted sequences, places of the extremes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_graph.engine.dtypes import GeType
+from moe_graph.engine.registry import kernel
+
+_INT64 = 9  # DT_INT64 of GE's enum
+
+
+@kernel("Sort")
+def sort(x: Tensor, *, axis: int = -1, descending: bool = False, stable: bool = False) -> tuple[Tensor, Tensor]:
+    """GE Sort: x sorted along axis, and the places its elements had (int32). It is stable whether asked for or not."""
+    values, places = torch.sort(x, dim=axis, descending=descending, stable=True)
+    return values, places.to(torch.int32)
+
+
+@kernel("TopKV2", "TopK")
+def top_k_v2(
+    x: Tensor, k: Tensor, *, sorted: bool = True, dim: int = -1, largest: bool = True, indices_dtype: GeType = 3
+) -> tuple[Tensor, Tensor]:
+    """GE TopKV2: the k largest (or smallest) elements along dim and their places, of type indices_dtype."""
+    values, places = torch.topk(x, int(k), dim, largest, sorted)
+    return values, places.to(indices_dtype.torch)
+
+
+@kernel("SearchSorted")
+def search_sorted(
+    sorted_sequence: Tensor,
+    values: Tensor,
+    sorter: Tensor | None = None,
+    *,
+    dtype: GeType = _INT64,
+    right: bool = False,
+) -> Tensor:
+    """GE SearchSorted: where each value would be put into the sorted last dimension: before equal elements, or with right after them."""
+    order = None if sorter is None else sorter.long()
+    return torch.searchsorted(sorted_sequence, values, sorter=order, right=right).to(dtype.torch)
+
+
+@kernel("ArgMaxV2")
+def arg_max_v2(x: Tensor, dimension: Tensor, *, dtype: GeType = _INT64) -> Tensor:
+    """GE ArgMaxV2: the place of the first largest element along dimension."""
+    return x.argmax(int(dimension)).to(dtype.torch)
+
+
+@kernel("ArgMin")
+def arg_min(x: Tensor, dimension: Tensor, *, dtype: GeType = _INT64) -> Tensor:
+    """GE ArgMin: the place of the first smallest element along dimension."""
+    return x.argmin(int(dimension)).to(dtype.torch)
+
+
+@kernel("ArgMaxWithValue")
+def arg_max_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) -> tuple[Tensor, Tensor]:
+    """GE ArgMaxWithValue: the place (int32) of the first largest element along dimension, and the element."""
+    values, places = x.max(dimension, keepdim=keep_dims)
+    return places.to(torch.int32), values
+
+
+@kernel("ArgMinWithValue")
+def arg_min_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) -> tuple[Tensor, Tensor]:
+    """GE ArgMinWithValue: the place (int32) of the first smallest element along dimension, and the element."""
+    values, places = x.min(dimension, keepdim=keep_dims)
+    return places.to(torch.int32), values
