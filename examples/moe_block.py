@@ -39,7 +39,7 @@ class MoE(nn.Module):
     x [N, S, H] -> [N, S, H]; A = N * S * top_k token copies. An expert computes at most `capacity` times its fair share of A.
     """
 
-    def __init__(self, hidden, inner, experts, top_k, capacity=2.0):
+    def __init__(self, hidden, inner, experts, top_k, capacity=2):
         super().__init__()
         self.experts, self.top_k, self.capacity = experts, top_k, capacity
         self.gate = nn.Linear(hidden, experts, bias=False)
@@ -74,7 +74,7 @@ class MoE(nn.Module):
     def compute(self, tokens, expert_token_num):
         """Each expert on its rows. tokens [A, H] in expert order, expert_token_num [E] -> [A, H]"""
         total, hidden = tokens.shape
-        size = int(self.capacity * total / self.experts)  # rows computed for an expert
+        size = self.capacity * total // self.experts  # rows computed for an expert
         ends = expert_token_num.cumsum(0)
         starts = ends - expert_token_num
         slots = starts[:, None] + torch.arange(size, device=tokens.device)  # [E, size]: rows of tokens

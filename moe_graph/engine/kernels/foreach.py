@@ -174,13 +174,24 @@ def foreach_norm(x: Tensors, scalar: Tensor) -> Tensors:
     return [torch.linalg.vector_norm(tensor, scalar.item()) for tensor in x]
 
 
-_ROUND_MODES = {1: torch.round, 2: torch.floor, 3: torch.ceil, 4: torch.round, 5: torch.trunc, 7: torch.frac}
+def _round_half_away(x: Tensor) -> Tensor:
+    return torch.copysign(torch.floor(x.abs() + 0.5), x)
+
+
+_ROUND_MODES = {
+    1: torch.round,
+    2: torch.floor,
+    3: torch.ceil,
+    4: _round_half_away,
+    5: torch.trunc,
+    7: torch.frac,
+}
 
 
 @kernel("ForeachRoundOffNumber")
 def foreach_round_off_number(x: Tensors, roundMode: Tensor) -> Tensors:  # noqa: N803
-    """GE ForeachRoundOffNumber: each tensor rounded: mode 1 and 4 to the nearest (halves to even), 2 down, 3 up, 5 towards zero,
-    7 the fraction that is left."""
+    """GE ForeachRoundOffNumber: each tensor rounded by the kernel's rounding modes: 1 to the nearest, halves to even, 2 down, 3 up,
+    4 to the nearest, halves away from zero, 5 towards zero, 7 the fraction that is left."""
     mode = int(roundMode)
     if mode not in _ROUND_MODES:
         raise NotImplementedError(f"roundMode must be one of {sorted(_ROUND_MODES)}, got {mode}")

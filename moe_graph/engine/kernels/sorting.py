@@ -20,9 +20,19 @@ def sort(x: Tensor, *, axis: int = -1, descending: bool = False, stable: bool = 
 
 @kernel("TopKV2", "TopK")
 def top_k_v2(
-    x: Tensor, k: Tensor, *, sorted: bool = True, dim: int = -1, largest: bool = True, indices_dtype: GeType = 3
+    x: Tensor,
+    k: Tensor,
+    *,
+    sorted: bool = True,  # noqa: A002
+    dim: int = -1,
+    largest: bool = True,
+    indices_dtype: GeType = 3,
+    sort_policy: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """GE TopKV2: the k largest (or smallest) elements along dim and their places, of type indices_dtype."""
+    """GE TopKV2: the k largest (or smallest) elements along dim and their places, of type indices_dtype.
+
+    sort_policy chooses an algorithm, not the values.
+    """
     values, places = torch.topk(x, int(k), dim, largest, sorted)
     return values, places.to(indices_dtype.torch)
 
