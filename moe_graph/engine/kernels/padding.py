@@ -26,9 +26,12 @@ def _pairs(paddings: Tensor, contiguous: bool) -> list[tuple[int, int]]:
     return list(zip(numbers[0::2], numbers[1::2]))
 
 
-def _places(size: int, before: int, after: int, mode: str) -> Tensor:
+def _check_mode(mode: str) -> None:
     if mode not in _PLACES:
         raise NotImplementedError(f"mode must be constant or one of {', '.join(_PLACES)}, got {mode!r}")
+
+
+def _places(size: int, before: int, after: int, mode: str) -> Tensor:
     return _PLACES[mode](torch.arange(-before, size + after), size)
 
 
@@ -49,6 +52,7 @@ def pad_v3(
     if mode == "constant":
         value = 0 if constant_values is None else constant_values.item()
         return torch.constant_pad_nd(x, list(chain.from_iterable(reversed(pairs))), value)
+    _check_mode(mode)
     for dimension, (before, after) in enumerate(pairs):
         if before or after:
             x = x.index_select(dimension, _places(x.shape[dimension], before, after, mode))
@@ -58,6 +62,7 @@ def pad_v3(
 @kernel("PadV3Grad")
 def pad_v3_grad(x: Tensor, paddings: Tensor, *, mode: str = "reflect", paddings_contiguous: bool = True) -> Tensor:
     """GE PadV3Grad: gradient of PadV3: each element of x, the gradient, is added to the element that it was filled from."""
+    _check_mode(mode)
     for dimension, (before, after) in enumerate(_pairs(paddings, paddings_contiguous)):
         if before or after:
             size = x.shape[dimension] - before - after
