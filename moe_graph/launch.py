@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ["MOE_GRAPH_SIM_DEVICES"] = str(options.devices)
     if not _start(options.quiet):
         return 1
+    _start_in_children()
     sys.argv = list(options.target)
     with _traced(options.trace):
         _run(options)
@@ -74,6 +75,14 @@ def _traced(destination: str | None) -> Iterator[None]:
                 Console(stderr=True).print(record.table(), record.table(by_type=True))
             else:
                 record.chrome_trace(destination)
+
+
+def _start_in_children() -> None:
+    """Workers of torchrun and the like are Python processes of their own: the device is started in them too."""
+    from moe_graph.simulator import device
+
+    if device.is_active():
+        device.start_in_children()
 
 
 def _start(quiet: bool) -> bool:

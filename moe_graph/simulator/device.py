@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import threading
+from pathlib import Path
 
 from moe_graph import cann
 from moe_graph.simulator import build, calls
@@ -51,9 +52,10 @@ def start() -> bool:
 
         torchair_core.install()
         _import_torch_npu(wheel)
-        from moe_graph.simulator import eager
+        from moe_graph.simulator import communication, eager
 
         eager.install()
+        communication.install()
         _library = libraries[0]
         return True
 
@@ -111,6 +113,18 @@ def is_active() -> bool:
 def soc() -> str | None:
     """The simulated product ("A2", "A3" or "950"), or None if the simulated device does not run."""
     return (os.environ.get(SOC_VARIABLE) or "A2") if is_active() else None
+
+
+def start_in_children() -> None:
+    """Let Python processes started from now on, with this process's environment, run on the simulated device too.
+
+    It starts in them when they import torch: see inherit/sitecustomize.py. Python's own switches that ignore the environment or
+    the site (-E, -I, -S) switch it off.
+    """
+    folder = str(Path(__file__).parent / "inherit")
+    before = os.environ.get("PYTHONPATH", "")
+    if folder not in before.split(os.pathsep):
+        os.environ["PYTHONPATH"] = folder + os.pathsep + before if before else folder
 
 
 def kernel_calls() -> list[calls.KernelCall]:

@@ -1,0 +1,62 @@
+"""Python runs this in the child processes of `python -m moe_graph run`: the simulated device starts there when torch is imported.
+
+The launcher puts this folder first on PYTHONPATH, so that workers of torchrun, torch.multiprocessing and DataLoader, which are started
+by commands of their own, find the same device. Processes that do not import torch are not touched; a sitecustomize of the machine's
+own is run too. The file stands alone: importing moe_graph here would import torch in every process.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+_SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+
+
+class _Loader:
+    """Executes torch without its autoload of torch_npu, which would fail with no CANN, then starts the simulated device."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__loader__ = module.__spec__.loader = self._loader
+        before = os.environ.get(_SWITCH)
+        os.environ[_SWITCH] = "0"
+        try:
+            self._loader.exec_module(module)
+        finally:
+            if before is None:
+                del os.environ[_SWITCH]
+            else:
+                os.environ[_SWITCH] = before
+        import moe_graph.simulator  # noqa: F401
+
+
+class _Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+def _run_hidden_sitecustomize():
+    here = os.path.dirname(os.path.abspath(__file__))
+    elsewhere = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+sys.meta_path.insert(0, _Finder())
+_run_hidden_sitecustomize()

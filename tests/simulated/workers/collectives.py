@@ -1,0 +1,375 @@
+"""One rank of a group: runs every case below on NPU tensors and writes {case: "ok" or the traceback}.
+
+Arguments: the file of the rendezvous, the folder for the results. RANK and WORLD_SIZE are in the environment.
+"""
+
+import json
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch_npu
+
+RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+RANKS = range(SIZE)
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+]
+
+
+def values(rank, dtype=torch.float32):
+    """What rank `rank` brings, on the CPU: different per rank and element."""
+    return (torch.arange(6) + 1 + 2 * rank).to(dtype).view(2, 3)
+
+
+def mine(dtype=torch.float32):
+    return values(RANK, dtype).npu()
+
+
+def same(got, expected):
+    assert got.device.type == "npu", got.device
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=0)
+
+
+def refuses(function, error, text):
+    try:
+        function()
+    except error as raised:
+        assert text in str(raised), str(raised)
+    else:
+        raise AssertionError(f"nothing raised, {text!r} was expected")
+
+
+def case_broadcast():
+    for root in RANKS:
+        for dtype in [*DTYPES, torch.bool, torch.complex64, torch.float8_e4m3fn]:
+            tensor = mine(dtype)
+            dist.broadcast(tensor, root)
+            assert torch.equal(tensor.cpu().view(torch.uint8), values(root, dtype).view(torch.uint8)), dtype
+
+
+def case_all_reduce_of_every_dtype():
+    for dtype in DTYPES:
+        tensor = mine(dtype)
+        dist.all_reduce(tensor)
+        same(tensor, sum(values(rank, dtype) for rank in RANKS))
+
+
+def case_all_reduce_by_every_reduction():
+    stacked = torch.stack([values(rank) for rank in RANKS])
+    expected = {"SUM": stacked.sum(0), "PRODUCT": stacked.prod(0), "MIN": stacked.amin(0), "MAX": stacked.amax(0)}
+    expected["AVG"] = stacked.mean(0)
+    for name, result in expected.items():
+        tensor = mine()
+        dist.all_reduce(tensor, op=getattr(dist.ReduceOp, name))
+        torch.testing.assert_close(tensor.cpu(), result)
+    truth = torch.tensor([RANK == 0, False, True]).npu()
+    dist.all_reduce(truth)
+    same(truth, torch.tensor([True, False, True]))
+
+
+def case_reductions_that_hccl_refuses():
+    for name in ("BAND", "BOR", "BXOR"):
+        operation = getattr(dist.ReduceOp, name)
+        refuses(
+            lambda operation=operation: dist.all_reduce(mine(torch.int32), op=operation),
+            RuntimeError,
+            f"ReduceOp.{name} with HCCL",
+        )
+
+
+def case_reduce():
+    for root in RANKS:
+        tensor = mine(torch.int16)
+        dist.reduce(tensor, root)
+        same(tensor, sum(values(rank, torch.int16) for rank in RANKS) if root == RANK else values(RANK, torch.int16))
+
+
+def case_all_gather():
+    parts = [torch.zeros(2, 3).npu() for _ in RANKS]
+    dist.all_gather(parts, mine())
+    for rank in RANKS:
+        same(parts[rank], values(rank))
+
+
+def case_all_gather_of_different_sizes():
+    parts = [torch.zeros(rank + 1, 2).npu() for rank in RANKS]
+    dist.all_gather(parts, torch.full((RANK + 1, 2), float(RANK)).npu())
+    for rank in RANKS:
+        same(parts[rank], torch.full((rank + 1, 2), float(rank)))
+
+
+def case_all_gather_into_tensor():
+    out = torch.zeros(2 * SIZE, 3).npu()
+    dist.all_gather_into_tensor(out, mine())
+    same(out, torch.cat([values(rank) for rank in RANKS]))
+    refuses(lambda: dist.all_gather_into_tensor(out[1:], mine()), ValueError, "world size times input size")
+
+
+def case_gather():
+    for root in RANKS:
+        parts = [torch.zeros(2, 3).npu() for _ in RANKS] if root == RANK else None
+        dist.gather(mine(), parts, dst=root)
+        for rank, part in enumerate(parts or []):
+            same(part, values(rank))
+
+
+def case_scatter():
+    for root in RANKS:
+        out = torch.zeros(2, 3).npu()
+        dist.scatter(out, [values(rank + 5).npu() for rank in RANKS] if root == RANK else None, src=root)
+        same(out, values(RANK + 5))
+
+
+def case_reduce_scatter():
+    out = torch.zeros(2, 3).npu()
+    dist.reduce_scatter(out, [values(RANK + 10 * part).npu() for part in RANKS])
+    same(out, sum(values(rank + 10 * RANK) for rank in RANKS))
+
+
+def case_reduce_scatter_of_different_sizes():
+    out = torch.zeros(RANK + 1).npu()
+    dist.reduce_scatter(out, [torch.full((part + 1,), float(RANK + part)).npu() for part in RANKS])
+    same(out, torch.full((RANK + 1,), float(sum(rank + RANK for rank in RANKS))))
+
+
+def case_reduce_scatter_tensor():
+    for name, divisor in (("SUM", 1), ("AVG", SIZE)):
+        out = torch.zeros(2, 3).npu()
+        given = torch.cat([values(RANK + 10 * part) for part in RANKS])
+        kept = given.npu()
+        dist.reduce_scatter_tensor(out, kept, op=getattr(dist.ReduceOp, name))
+        torch.testing.assert_close(out.cpu(), sum(values(rank + 10 * RANK) for rank in RANKS) / divisor)
+        same(kept, given)
+
+
+def case_all_to_all():
+    out = [torch.zeros(rank + RANK + 1).npu() for rank in RANKS]
+    dist.all_to_all(out, [torch.full((RANK + to + 1,), float(10 * RANK + to)).npu() for to in RANKS])
+    for rank in RANKS:
+        same(out[rank], torch.full((rank + RANK + 1,), float(10 * rank + RANK)))
+
+
+def case_all_to_all_single():
+    given = torch.arange(SIZE * 2).view(SIZE, 2) + 100 * RANK
+    out = torch.zeros(SIZE, 2, dtype=torch.int64).npu()
+    dist.all_to_all_single(out, given.npu())
+    same(out, torch.stack([torch.arange(SIZE * 2).view(SIZE, 2)[RANK] + 100 * rank for rank in RANKS]))
+
+
+def case_all_to_all_single_with_splits():
+    # Rank i sends i + j rows to rank j, so some send nothing.
+    sent, received = [RANK + to for to in RANKS], [rank + RANK for rank in RANKS]
+    given = torch.cat([torch.full((count, 3), RANK * 10 + to, dtype=torch.int8) for to, count in enumerate(sent)])
+    out = torch.zeros(sum(received), 3, dtype=torch.int8).npu()
+    dist.all_to_all_single(out, given.npu(), received, sent)
+    same(
+        out,
+        torch.cat([torch.full((count, 3), rank * 10 + RANK, dtype=torch.int8) for rank, count in enumerate(received)]),
+    )
+
+
+def case_send_and_recv():
+    following, previous = (RANK + 1) % SIZE, (RANK - 1) % SIZE
+    sending = dist.isend(mine(), following)
+    out = torch.zeros(2, 3).npu()
+    assert dist.recv(out, previous) == previous
+    sending.wait()
+    same(out, values(previous))
+
+
+def case_batch_isend_irecv():
+    following, previous = (RANK + 1) % SIZE, (RANK - 1) % SIZE
+    out = torch.zeros(2, 3).npu()
+    operations = [dist.P2POp(dist.isend, mine(), following), dist.P2POp(dist.irecv, out, previous)]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    same(out, values(previous))
+
+
+def case_handles():
+    tensor = mine()
+    work = dist.all_reduce(tensor, async_op=True)
+    doubled = work.get_future().then(lambda future: future.value()[0] * 2)
+    assert work.wait()
+    assert work.is_completed() and work.is_success() and work.exception() is None
+    same(tensor, sum(values(rank) for rank in RANKS))
+    same(doubled.wait(), 2 * sum(values(rank) for rank in RANKS))
+    assert doubled.value().device == torch.device("npu", torch.npu.current_device())
+
+
+def case_many_handles_at_once():
+    tensors = [mine() + i for i in range(20)]
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    for work in reversed(works):
+        work.wait()
+    for i, tensor in enumerate(tensors):
+        same(tensor, sum(values(rank) + i for rank in RANKS))
+
+
+def case_sub_groups():
+    last = dist.new_group([SIZE - 2, SIZE - 1], backend="hccl")
+    alone = dist.new_group([0])
+    if RANK >= SIZE - 2:
+        tensor = mine()
+        dist.all_reduce(tensor, group=last)
+        same(tensor, values(SIZE - 2) + values(SIZE - 1))
+        assert dist.get_rank(last) == RANK - (SIZE - 2) and dist.get_world_size(last) == 2
+        dist.destroy_process_group(last)
+    if RANK == 0:
+        tensor = mine()
+        dist.all_reduce(tensor, group=alone)
+        out = torch.zeros(1, 2, 3).npu()
+        dist.all_to_all_single(out, mine()[None], group=alone)
+        same(tensor, values(0))
+        same(out[0], values(0))
+
+
+def case_objects():
+    gathered = [None] * SIZE
+    dist.all_gather_object(gathered, {"rank": RANK, "text": "x" * RANK})
+    assert gathered == [{"rank": rank, "text": "x" * rank} for rank in RANKS]
+    shared = [("root", SIZE)] if RANK == 0 else [None]
+    dist.broadcast_object_list(shared, src=0)
+    assert shared == [("root", SIZE)]
+    out = [None]
+    dist.scatter_object_list(out, [f"for {rank}" for rank in RANKS] if RANK == 0 else None, src=0)
+    assert out == [f"for {RANK}"]
+    listed = [None] * SIZE if RANK == 0 else None
+    dist.gather_object(RANK, listed, dst=0)
+    assert listed == (list(RANKS) if RANK == 0 else None)
+
+
+def case_coalescing():
+    tensors = [mine(), mine() + 1]
+    with dist.distributed_c10d._coalescing_manager(device=torch.device("npu"), async_ops=True) as manager:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+    manager.wait()
+    outs = [torch.zeros(2 * SIZE, 3).npu() for _ in range(2)]
+    with dist.distributed_c10d._coalescing_manager():
+        for out in outs:
+            dist.all_gather_into_tensor(out, mine())
+    parts = [torch.zeros(2, 3).npu() for _ in range(2)]
+    with dist.distributed_c10d._coalescing_manager():
+        for part in parts:
+            dist.reduce_scatter_tensor(part, torch.cat([values(RANK)] * SIZE).npu())
+    for i in range(2):
+        same(tensors[i], sum(values(rank) + i for rank in RANKS))
+        same(outs[i], torch.cat([values(rank) for rank in RANKS]))
+        same(parts[i], sum(values(rank) for rank in RANKS))
+
+
+def case_of_torch_npu():
+    from torch_npu.distributed import all_gather_into_tensor_uneven, all_to_all_vc, reduce_scatter_tensor_uneven
+
+    sizes = [rank + 1 for rank in RANKS]
+    out = torch.zeros(sum(sizes), 2).npu()
+    all_gather_into_tensor_uneven(out, torch.full((RANK + 1, 2), float(RANK)).npu(), sizes)
+    same(out, torch.cat([torch.full((rank + 1, 2), float(rank)) for rank in RANKS]))
+    part = torch.zeros(RANK + 1, 2).npu()
+    reduce_scatter_tensor_uneven(part, torch.ones(sum(sizes), 2).npu(), sizes)
+    same(part, torch.full((RANK + 1, 2), float(SIZE)))
+    matrix = [[i + 2 * j for j in RANKS] for i in RANKS]
+    received = [matrix[rank][RANK] for rank in RANKS]
+    out = torch.zeros(sum(received)).npu()
+    all_to_all_vc(out, torch.full((sum(matrix[RANK]),), float(RANK)).npu(), matrix)
+    same(out, torch.cat([torch.full((count,), float(rank)) for rank, count in enumerate(received)]))
+
+
+def case_functional_collectives():
+    from torch.distributed import _functional_collectives as functional
+
+    same(functional.all_reduce(mine(), "sum", dist.group.WORLD) + 0, sum(values(rank) for rank in RANKS))
+    same(functional.all_gather_tensor(mine(), 0, dist.group.WORLD) + 0, torch.cat([values(rank) for rank in RANKS]))
+
+
+def case_gradients_through_collectives():
+    from torch.distributed.nn.functional import all_reduce
+
+    tensor = mine().requires_grad_()
+    (all_reduce(tensor) * (RANK + 1)).sum().backward()
+    same(tensor.grad, torch.full((2, 3), float(sum(rank + 1 for rank in RANKS))))
+
+
+def case_device_mesh():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("npu", (SIZE,))
+    full = torch.arange(SIZE * 4.0).view(SIZE * 2, 2)
+    sharded = distribute_tensor(full.npu(), mesh, [Shard(0)])
+    assert sharded.to_local().shape == (2, 2)
+    same(sharded.full_tensor(), full)
+
+
+def case_tensors_of_the_host():
+    refuses(lambda: dist.all_reduce(torch.ones(2)), RuntimeError, "No backend type associated with device type cpu")
+    both = dist.new_group(backend="cpu:gloo,npu:hccl")
+    tensor = torch.full((2,), RANK + 1.0)
+    dist.all_reduce(tensor, group=both)
+    on_device = mine()
+    dist.all_reduce(on_device, group=both)
+    assert tensor.tolist() == [sum(rank + 1 for rank in RANKS)] * 2
+    same(on_device, sum(values(rank) for rank in RANKS))
+
+
+def case_strided_tensors_are_refused():
+    refuses(lambda: dist.all_reduce(mine().t()), ValueError, "Tensors must be contiguous")
+
+
+def case_parts_of_tensors():
+    whole = torch.zeros(4, 3).npu()
+    whole[1:3].copy_(mine())
+    dist.all_reduce(whole[1:3])
+    same(whole, torch.cat([torch.zeros(1, 3), sum(values(rank) for rank in RANKS), torch.zeros(1, 3)]))
+
+
+def case_barrier_and_names():
+    dist.barrier()
+    assert "hccl" in dist.get_backend_config() and dist.is_hccl_available()
+    assert torch.npu.current_device() == RANK
+    backend = dist.group.WORLD._get_backend(torch.device("npu"))
+    assert isinstance(backend.get_hccl_comm_name(RANK), str)
+
+
+def main():
+    assert torch_npu.npu.device_count() == SIZE
+    torch.npu.set_device(RANK)
+    dist.init_process_group(
+        "hccl" if SIZE == 2 else None,  # None: torch_npu's default for the device npu
+        init_method=f"file://{sys.argv[1]}",
+        rank=RANK,
+        world_size=SIZE,
+        timeout=timedelta(seconds=30),
+    )
+    results = {}
+    for name, case in [pair for pair in globals().items() if pair[0].startswith("case_")]:
+        try:
+            case()
+            results[name] = "ok"
+        except Exception:
+            results[name] = traceback.format_exc()
+        try:
+            dist.barrier()
+        except dist.DistBackendError:  # a rank is out of step: the cases from here on stay without a result
+            results[name] += "\nthe ranks are out of step"
+            break
+    Path(sys.argv[2], f"{RANK}.json").write_text(json.dumps(results))
+    if len(results) == len([name for name in globals() if name.startswith("case_")]):
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
