@@ -83,14 +83,14 @@ def tanh_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
 
 @kernel("Gelu")
 def gelu(x: Tensor) -> Tensor:
-    """GE Gelu: the kernel's formula is 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    return functional.gelu(x, approximate="tanh")
+    """GE Gelu: x times the normal distribution's cumulative function at x (its definition's text; a device's kernel may approximate)."""
+    return functional.gelu(x)
 
 
 @kernel("GeluGrad")
 def gelu_grad(dy: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """GE GeluGrad: gradient of Gelu's formula at x. The output y is not needed."""
-    return aten.gelu_backward(dy, x, approximate="tanh")
+    """GE GeluGrad: gradient of Gelu at x. The output y is not needed."""
+    return aten.gelu_backward(dy, x)
 
 
 @kernel("GeluV2")

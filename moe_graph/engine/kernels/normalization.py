@@ -87,7 +87,7 @@ def bn_training_reduce_grad(
     epsilon: float = 0.0001,
 ) -> Tensor:
     """GE BNTrainingReduceGrad, BN3DTrainingReduceGrad: gradient of x through the batch's own mean and variance."""
-    count = x.numel() // x.shape[1]
+    count = x.numel() // max(1, x.shape[1])
     rstd = _per_channel(_rstd(batch_variance, epsilon), x)
     normalised = (x.float() - _per_channel(batch_mean, x)) * rstd
     inner = grads.float() - _per_channel(diff_offset, x) / count - normalised * _per_channel(diff_scale, x) / count

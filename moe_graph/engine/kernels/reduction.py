@@ -105,7 +105,8 @@ def reduce_std_with_mean(
     return (squares / max(0, count - correction)).sqrt()
 
 
-_INFINITE_ORDERS = {2147483647.0: float("inf"), -2147483648.0: float("-inf")}
+# The attribute is a float32, which rounds the largest int32 up.
+_INFINITE_ORDERS = {2147483647.0: float("inf"), 2147483648.0: float("inf"), -2147483648.0: float("-inf")}
 
 
 @kernel("LpNormV2")

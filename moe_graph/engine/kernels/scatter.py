@@ -22,8 +22,11 @@ _REDUCTIONS = {
 def scatter_elements(
     data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
 ) -> Tensor:
-    """GE ScatterElements: updates put at the places of indices along axis, or reduced with what is there ("add", "mul", ...)."""
-    places = indices.long()
+    """GE ScatterElements: updates put at the places of indices along axis, or reduced with what is there ("add", "mul", ...).
+
+    Negative indices count from the end, as in ONNX, which the definition names.
+    """
+    places = torch.where(indices < 0, indices + data.shape[axis], indices).long() if data.dim() else indices.long()
     if reduction == "none":
         return data.scatter(axis, places, updates)
     if reduction not in _REDUCTIONS:

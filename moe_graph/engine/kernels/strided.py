@@ -29,9 +29,9 @@ def strided_slice_v2(
     """
     if ellipsis_mask or new_axis_mask:
         raise NotImplementedError(f"ellipsis_mask and new_axis_mask must be 0, got {ellipsis_mask} and {new_axis_mask}")
-    begins, ends = begin.tolist(), end.tolist()
-    dimensions = list(range(len(begins))) if axes is None else [axis % x.dim() for axis in axes.tolist()]
-    steps = [1] * len(begins) if strides is None else strides.tolist()
+    begins, ends = begin.reshape(-1).tolist(), end.reshape(-1).tolist()
+    dimensions = list(range(len(begins))) if axes is None else [axis % x.dim() for axis in axes.reshape(-1).tolist()]
+    steps = [1] * len(begins) if strides is None else strides.reshape(-1).tolist()
     shrunk = []
     for bit, (dimension, first, last, step) in enumerate(zip(dimensions, begins, ends, steps)):
         if shrink_axis_mask >> bit & 1:
