@@ -14,7 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m moe_graph run",
         description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
-        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] (SCRIPT | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] [--report] (SCRIPT | -m MODULE) [ARGS ...]",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
@@ -23,6 +23,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--trace", metavar="FILE", help="write a Chrome trace of all graphs that were run; - shows a table on stderr"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="at exit, show on stderr the operators that were used, and the copies and waits that would stall a device",
     )
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("target", nargs=argparse.REMAINDER, help="the script or module, and its arguments")
@@ -39,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
     if options.devices is not None:
         os.environ["MOE_GRAPH_SIM_DEVICES"] = str(options.devices)
+    if options.report:
+        os.environ["MOE_GRAPH_SIM_REPORT"] = "1"
     if not _start(options.quiet):
         return 1
     _start_in_children()

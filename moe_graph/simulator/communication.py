@@ -27,6 +27,7 @@ from torch._C._distributed_c10d import (
 )
 from torch.distributed import distributed_c10d as c10d
 
+from moe_graph.simulator import launches
 from moe_graph.simulator.communication_work import SimulatedWork
 from moe_graph.simulator.memory import cpu_view, is_npu
 
@@ -195,6 +196,8 @@ class SimulatedHccl(dist.ProcessGroup):
         finish: Sequence[Callable[[], Any]] = (),
     ) -> SimulatedWork:
         """Start gloo's `calls`; `finish` runs once when all are done, before anyone sees them done."""
+        for observe in launches.communication_observers:
+            observe(operation)
         work = SimulatedWork(f"{operation} on rank {self._rank} of {self._size}, group {self._id}", results, finish)
         work.start(calls)
         with self._lock:

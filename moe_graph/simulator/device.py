@@ -18,6 +18,7 @@ SOCS = ("A2", "A3", "950")
 MAX_DEVICES = 64
 SOC_VARIABLE = "MOE_GRAPH_SIM_SOC"
 DEVICES_VARIABLE = "MOE_GRAPH_SIM_DEVICES"
+REPORT_VARIABLE = "MOE_GRAPH_SIM_REPORT"
 
 _NO_CANN = "Warning: ASCEND_HOME_PATH environment variable is not set."
 
@@ -57,7 +58,20 @@ def start() -> bool:
         eager.install()
         communication.install()
         _library = libraries[0]
+        _switch_on_by_environment()
         return True
+
+
+def _switch_on_by_environment() -> None:
+    """Faults on purpose and the report at exit; nothing is imported for them unless the environment asks."""
+    if any(name.startswith("MOE_GRAPH_SIM_FAULT_") for name in os.environ):
+        from moe_graph.simulator import faults
+
+        faults.from_environment()
+    if os.environ.get(REPORT_VARIABLE, "0") not in ("", "0"):
+        from moe_graph.simulator import report
+
+        report.at_exit()
 
 
 def _check_environment() -> None:
@@ -127,11 +141,16 @@ def start_in_children() -> None:
         os.environ["PYTHONPATH"] = folder + os.pathsep + before if before else folder
 
 
+def runtime() -> ctypes.CDLL:
+    """The library that stands for CANN's. Raises SimulatorError if the simulated device does not run."""
+    if _library is None:
+        raise SimulatorError("the simulated device does not run in this process: import moe_graph.simulator")
+    return _library
+
+
 def kernel_calls() -> list[calls.KernelCall]:
     """The calls of aclnnMoeReRouting so far (at most the last 65536), oldest first: what torch_npu's adapter handed to the kernel.
 
     Raises SimulatorError if the simulated device does not run.
     """
-    if _library is None:
-        raise SimulatorError("the simulated device does not run in this process: import moe_graph.simulator")
-    return calls.read(_library)
+    return calls.read(runtime())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_graph.simulator import launches
 from moe_graph.simulator.eager_operators import ACROSS_DEVICES, OPERATORS
 from moe_graph.simulator.memory import cpu_view, is_npu, to_npu
 
@@ -83,6 +84,8 @@ def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         _finish_pending()
+        for observe in launches.observers:
+            observe(overload, args, kwargs)
         pairs = _Pairs(str(overload), across)
         device = _result_device(args, kwargs)
         cpu_args, cpu_kwargs = pairs.to_cpu(args), {name: pairs.to_cpu(value) for name, value in kwargs.items()}

@@ -3,6 +3,7 @@
 #include "sim.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,8 +47,48 @@ SIM_API aclError aclrtGetLastError(int32_t level)
     return error;
 }
 
+/* ---- functions that are not modelled, and how often each was asked for: the report at exit lists them ---- */
+
+#define MISSED_CAPACITY 1024 /* kinds; a program that meets more of them than this works with hardly anything */
+
+static pthread_mutex_t missed_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    const char *function; /* a literal of the stubs or of these sources */
+    uint64_t count;
+} missed[MISSED_CAPACITY];
+static size_t missed_size;
+
+static void remember_missed(const char *function)
+{
+    pthread_mutex_lock(&missed_lock);
+    size_t at = 0;
+    while (at < missed_size && strcmp(missed[at].function, function) != 0)
+        at++;
+    if (at < MISSED_CAPACITY) {
+        missed[at].function = function;
+        missed[at].count++;
+        if (at == missed_size)
+            missed_size++;
+    }
+    pthread_mutex_unlock(&missed_lock);
+}
+
+/* The function at `index` in the order of their first call; false past the last one. */
+SIM_API bool moe_sim_missed(size_t index, const char **function, uint64_t *count)
+{
+    pthread_mutex_lock(&missed_lock);
+    bool found = index < missed_size;
+    if (found) {
+        *function = missed[index].function;
+        *count = missed[index].count;
+    }
+    pthread_mutex_unlock(&missed_lock);
+    return found;
+}
+
 aclError sim_not_modelled(const char *function)
 {
+    remember_missed(function);
     return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s is not modelled", function);
 }
 

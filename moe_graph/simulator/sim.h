@@ -8,6 +8,7 @@
  *   memory.c          device and host memory, copies
  *   virtual_memory.c  address ranges and physical memory mapped into them
  *   stream.c          streams and events
+ *   faults.c          errors on purpose that surface when a device is waited for
  *   tensor.c          aclTensor, scalars, arrays, lists
  *   aclop.c           the older interface to operators, none of which is executed
  *   moe_re_routing.c  the one operator that is executed
@@ -39,6 +40,7 @@ enum {
     ACL_ERROR_FEATURE_NOT_SUPPORTED = 200006,
     ACL_ERROR_MEMORY_ALLOCATION = 207001,
     ACL_ERROR_MEMORY_FREE = 207002,
+    ACL_ERROR_STREAM_SYNC_TIMEOUT = 507046,
     ACLNN_ERROR_NULLPTR = 161001,
     ACLNN_ERROR_INVALID = 161002,
     ACLNN_ERROR_RUNTIME = 361001,
@@ -91,6 +93,11 @@ size_t sim_remove_mapping(void *start);
 /* ---- stream.c ---- */
 
 aclError sim_check_stream(const char *function, aclrtStream stream); /* NULL is the default stream */
+
+/* ---- faults.c ---- */
+
+/* The error that a wait for this device ends with: ACL_SUCCESS, unless one was set on purpose. */
+aclError sim_pending_error(const char *function, int32_t device);
 
 /* ---- tensor.c ---- */
 

@@ -1,0 +1,207 @@
+"""A report of what a program did on the simulated device, for what it would do on a real one.
+
+Which operators it used and how often, which it asked for in vain, and the lines of the program that copied between host and device or
+made the host wait: there a real NPU runs dry. `record()` for a part of a program; `python -m moe_graph run --report`, or
+MOE_GRAPH_SIM_REPORT=1, for all of it, shown on stderr at exit, by each process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from moe_graph.simulator import launches
+from moe_graph.simulator.device import kernel_calls, runtime
+
+
+class Record:
+    """What was seen between start and end; `missing` is known at the end, the other counters grow while the recording is on.
+
+    operators         name with overload -> launches on NPU tensors
+    communications    operation -> how often
+    missing           function of CANN that is not modelled -> how often it was asked for
+    copies            (line, direction, why) -> times; `copied` has the bytes by the same keys
+    synchronisations  (line, why) -> how often the host waited for the device there, by a copy too
+    """
+
+    def __init__(self) -> None:
+        self.operators: Counter[str] = Counter()
+        self.communications: Counter[str] = Counter()
+        self.copies: Counter[tuple[str, str, str]] = Counter()
+        self.copied: Counter[tuple[str, str, str]] = Counter()
+        self.synchronisations: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        self.missing: Counter[str] = Counter()
+        self._missing_before, self._native_before = _missing(), _native()
+
+    def end(self) -> None:
+        """Take over what is counted elsewhere: functions that are missing, launches that the C runtime has executed itself."""
+        self.missing = _missing() - self._missing_before
+        native = _native() - self._native_before
+        if native:
+            self.operators["npu::npu_moe_re_routing"] += native
+
+    def launch(self, overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> None:
+        traffic = launches.host_traffic(overload, args, kwargs)
+        line = launches.user_line() if traffic is not None else ""
+        with self._lock:
+            self.operators[overload.name()] += 1
+            if traffic is None:
+                return
+            if traffic.direction:
+                self.copies[line, traffic.direction, traffic.why] += 1
+                self.copied[line, traffic.direction, traffic.why] += traffic.size
+            if traffic.waits:
+                self.synchronisations[line, f"{traffic.why} {traffic.direction}".strip()] += 1
+
+    def communicate(self, operation: str) -> None:
+        with self._lock:
+            self.communications[operation.partition(" to ")[0].partition(" from ")[0]] += 1
+
+    def wait(self, why: str) -> None:
+        line = launches.user_line()
+        with self._lock:
+            self.synchronisations[line, why] += 1
+
+    def tables(self) -> list[Any]:
+        """rich tables: operators, what is missing, copies, waits. One without rows is left out."""
+        tables = []
+        rows = [*self.operators.most_common(), *self.communications.most_common()]
+        _add(tables, "operators", ("operator", "calls"), [(name, f"{count}") for name, count in rows])
+        _add(
+            tables,
+            "asked for, and not simulated",
+            ("function of CANN", "calls"),
+            [(name, f"{count}") for name, count in self.missing.most_common()],
+        )
+        _add(
+            tables,
+            "copies between host and device",
+            ("line", "copy", "times", "bytes"),
+            [
+                (_short(line), f"{why} {direction}", f"{count}", f"{self.copied[line, direction, why]:,}")
+                for (line, direction, why), count in self.copies.most_common()
+            ],
+        )
+        _add(
+            tables,
+            "the host waits for the device",
+            ("line", "for", "times"),
+            [(_short(line), why, f"{count}") for (line, why), count in self.synchronisations.most_common()],
+        )
+        return tables
+
+
+def _add(tables: list[Any], title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("calls", "times", "bytes") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    tables.append(table)
+
+
+def _short(line: str) -> str:
+    """Files below the working directory by their relative name."""
+    here = os.getcwd() + os.sep
+    return line[len(here) :] if line.startswith(here) else line
+
+
+def _native() -> int:
+    calls = kernel_calls()
+    return calls[-1].number if calls else 0
+
+
+def _missing() -> Counter[str]:
+    library = runtime()
+    library.moe_sim_missed.restype = ctypes.c_bool
+    library.moe_sim_missed.argtypes = [
+        ctypes.c_size_t,
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.POINTER(ctypes.c_uint64),
+    ]
+    found: Counter[str] = Counter()
+    name, count = ctypes.c_char_p(), ctypes.c_uint64()
+    index = 0
+    while library.moe_sim_missed(index, ctypes.byref(name), ctypes.byref(count)):
+        found[name.value.decode()] = count.value
+        index += 1
+    return found
+
+
+@contextlib.contextmanager
+def record() -> Iterator[Record]:
+    """Record what happens inside, in all threads of the process. Raises SimulatorError if the simulated device does not run."""
+    made = Record()
+    with _waits_observed(made):
+        launches.observers.append(made.launch)
+        launches.communication_observers.append(made.communicate)
+        try:
+            yield made
+        finally:
+            launches.observers.remove(made.launch)
+            launches.communication_observers.remove(made.communicate)
+            made.end()
+
+
+@contextlib.contextmanager
+def _waits_observed(made: Record) -> Iterator[None]:
+    """torch_npu's functions by which a program waits for a device, a stream or an event, with a note before each call."""
+    import torch_npu
+
+    places = [
+        (torch_npu._C, "_npu_synchronize", "synchronize of the device"),
+        (torch_npu.npu.streams.Stream, "synchronize", "synchronize of a stream"),
+        (torch_npu.npu.streams.Event, "synchronize", "synchronize of an event"),
+    ]
+    originals = [getattr(owner, name) for owner, name, _ in places]
+    for (owner, name, why), original in zip(places, originals):
+        setattr(owner, name, _noted(original, made, why))
+    try:
+        yield
+    finally:
+        for (owner, name, _), original in zip(places, originals):
+            setattr(owner, name, original)
+
+
+def _noted(original: Any, made: Record, why: str) -> Any:
+    @functools.wraps(original)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        made.wait(why)
+        return original(*args, **kwargs)
+
+    return noted
+
+
+_for_good = contextlib.ExitStack()
+
+
+def at_exit() -> None:
+    """Record from now on, and show the tables on stderr when the process ends."""
+    made = _for_good.enter_context(record())
+
+    def show() -> None:
+        from rich.console import Console
+
+        _for_good.close()
+        console = Console(stderr=True, width=None if os.isatty(2) else 160)
+        rank = f", rank {os.environ['RANK']}" if "RANK" in os.environ else ""
+        console.print(f"moe_graph: report of the simulated device, process {os.getpid()}{rank}", highlight=False)
+        tables = made.tables()
+        console.print(*tables or ["nothing was done on it"], sep="\n")
+
+    atexit.register(show)
