@@ -10,6 +10,10 @@ from collections.abc import Sequence
 # Command -> (module, what it does). The module is imported when its command is run.
 COMMANDS = {
     "run": ("moe_graph.launch", "run a script or module on the simulated device"),
+    "conformance": (
+        "moe_graph.conformance.command",
+        "compare torchair's declared cases on the host engine with eager PyTorch",
+    ),
     "status": ("moe_graph.show_status", "show what is registered for npu_moe_re_routing, and from whom"),
 }
 

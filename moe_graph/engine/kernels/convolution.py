@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moe_graph.engine.kernels.matmul import slow_on_this_cpu
 from moe_graph.engine.registry import kernel
 
 
@@ -32,6 +35,13 @@ def _refuse_quantised(offset_w: Tensor | None, offset_x: int) -> None:
         raise NotImplementedError("offset_w and offset_x (quantised convolution) are not modelled")
 
 
+def _convolution(x: Tensor, filter: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:  # noqa: A002
+    """torch.convolution; half types as in `matmul.product`."""
+    if not slow_on_this_cpu(x.dtype):
+        return torch.convolution(x, filter, bias, *settings)
+    return torch.convolution(x.float(), filter.float(), None if bias is None else bias.float(), *settings).to(x.dtype)
+
+
 @kernel("Conv2D", "Conv3D")
 def conv(
     x: Tensor,
@@ -53,7 +63,7 @@ def conv(
     _refuse_quantised(offset_w, offset_x)
     stride, dilation = _spatial(strides, data_format, "strides"), _spatial(dilations, data_format, "dilations")
     x, padding = _padded(x, pads)
-    return torch.convolution(x, filter, bias, stride, padding, dilation, False, [0] * len(padding), groups)
+    return _convolution(x, filter, bias, stride, padding, dilation, False, [0] * len(padding), groups)
 
 
 @kernel("Conv2DTranspose", "Conv3DTranspose")
@@ -83,7 +93,7 @@ def conv_transpose(
         raise NotImplementedError(f"pads must be the same on both sides, got {pads}")
     stride, dilation = _spatial(strides, data_format, "strides"), _spatial(dilations, data_format, "dilations")
     extra = _spatial(output_padding, data_format, "output_padding")
-    result = torch.convolution(x, filter, bias, stride, before, dilation, True, extra, groups)
+    result = _convolution(x, filter, bias, stride, before, dilation, True, extra, groups)
     expected = input_size.tolist()
     if any(expected) and list(result.shape) != expected:
         raise ValueError(f"input_size is {expected}, but strides, pads and filter give {list(result.shape)}")

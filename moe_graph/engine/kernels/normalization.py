@@ -126,8 +126,9 @@ def layer_norm_v4(
     *,
     epsilon: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GE LayerNormV4: y, and the mean and rstd over the last dimensions, which have normalized_shape."""
-    return torch.native_layer_norm(x, normalized_shape.tolist(), gamma, beta, epsilon)
+    """GE LayerNormV4: y, and the mean and rstd (float32) over the last dimensions, which have normalized_shape."""
+    y, mean, rstd = torch.native_layer_norm(x, normalized_shape.tolist(), gamma, beta, epsilon)
+    return y, mean.float(), rstd.float()
 
 
 @kernel("LayerNormGradV3")
