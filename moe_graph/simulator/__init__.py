@@ -13,6 +13,10 @@ Where CANN is installed it says so and stays off.
     *.c             what stands where CANN's libraries would; `aclnnMoeReRouting` is executed and recorded there
     torchair_core   the stand-in for torchair's extension module: graphs run on the host engine
     eager           eager operators on NPU tensors, by the CPU's kernels
+    communication   the backend hccl of torch.distributed, by gloo on the same memory
+    inherit/        starting the device in the child processes of the launcher
+    faults          errors on purpose: out of memory, failing kernels, errors that surface later, slow streams
+    report          operators used, copies and waits by line of the program
 
 What computes or communicates and is not modelled raises an error that names the function; it never succeeds silently.
 """

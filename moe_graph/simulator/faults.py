@@ -57,8 +57,8 @@ def memory_limit(gib: float) -> Iterator[None]:
 def failing_kernel(operator: str, from_call: int = 1) -> Iterator[None]:
     """Launches of this operator raise RuntimeError, as torch_npu does when a launch fails; nothing is computed.
 
-    `operator`: "aten::mm" for all overloads, "aten::mm.out" for one. The first `from_call` - 1 launches succeed. Raises ValueError
-    if there is no such operator, or `from_call` is below 1.
+    `operator`: "aten::mm" for all overloads, "aten::mm.out" for one; views and empty tensors are no launches, and do not fail.
+    The first `from_call` - 1 launches succeed. Raises ValueError if there is no such operator, or `from_call` is below 1.
     """
 
     def fail(name: str) -> None:

@@ -20,6 +20,9 @@ Observer = Callable[[torch._ops.OpOverload, tuple, dict], None]
 observers: list[Observer] = []
 """Called before an operator is computed for NPU tensors, with the dispatcher's arguments. One that raises fails the launch."""
 
+missing_observers: list[Callable[[str], None]] = []
+"""Called with the name of an operator that nothing serves, before its error is raised."""
+
 communication_observers: list[Callable[[str], None]] = []
 """Called with the name of each collective or point-to-point operation before it starts."""
 

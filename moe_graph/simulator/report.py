@@ -11,7 +11,9 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import io
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,11 +26,11 @@ from moe_graph.simulator.device import kernel_calls, runtime
 
 
 class Record:
-    """What was seen between start and end; `missing` is known at the end, the other counters grow while the recording is on.
+    """What was seen between start and end; `missing` is complete at the end, the other counters grow while the recording is on.
 
     operators         name with overload -> launches on NPU tensors
     communications    operation -> how often
-    missing           function of CANN that is not modelled -> how often it was asked for
+    missing           function of CANN that is not modelled, or operator that nothing serves -> how often it was asked for
     copies            (line, direction, why) -> times; `copied` has the bytes by the same keys
     synchronisations  (line, why) -> how often the host waited for the device there, by a copy too
     """
@@ -45,7 +47,7 @@ class Record:
 
     def end(self) -> None:
         """Take over what is counted elsewhere: functions that are missing, launches that the C runtime has executed itself."""
-        self.missing = _missing() - self._missing_before
+        self.missing += _missing() - self._missing_before
         native = _native() - self._native_before
         if native:
             self.operators["npu::npu_moe_re_routing"] += native
@@ -65,7 +67,11 @@ class Record:
 
     def communicate(self, operation: str) -> None:
         with self._lock:
-            self.communications[operation.partition(" to ")[0].partition(" from ")[0]] += 1
+            self.communications["hccl::" + operation.partition(" to ")[0].partition(" from ")[0]] += 1
+
+    def miss(self, operator: str) -> None:
+        with self._lock:
+            self.missing[operator] += 1
 
     def wait(self, why: str) -> None:
         line = launches.user_line()
@@ -80,7 +86,7 @@ class Record:
         _add(
             tables,
             "asked for, and not simulated",
-            ("function of CANN", "calls"),
+            ("operator or function of CANN", "calls"),
             [(name, f"{count}") for name, count in self.missing.most_common()],
         )
         _add(
@@ -149,11 +155,13 @@ def record() -> Iterator[Record]:
     made = Record()
     with _waits_observed(made):
         launches.observers.append(made.launch)
+        launches.missing_observers.append(made.miss)
         launches.communication_observers.append(made.communicate)
         try:
             yield made
         finally:
             launches.observers.remove(made.launch)
+            launches.missing_observers.remove(made.miss)
             launches.communication_observers.remove(made.communicate)
             made.end()
 
@@ -198,10 +206,12 @@ def at_exit() -> None:
         from rich.console import Console
 
         _for_good.close()
-        console = Console(stderr=True, width=None if os.isatty(2) else 160)
+        terminal = os.isatty(2)
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=None if terminal else 160)
         rank = f", rank {os.environ['RANK']}" if "RANK" in os.environ else ""
         console.print(f"moe_graph: report of the simulated device, process {os.getpid()}{rank}", highlight=False)
-        tables = made.tables()
-        console.print(*tables or ["nothing was done on it"], sep="\n")
+        console.print(*made.tables() or ["nothing was done on it"], sep="\n")
+        # In one piece: other ranks write theirs at the same time.
+        sys.stderr.write(console.file.getvalue())
 
     atexit.register(show)

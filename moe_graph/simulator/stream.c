@@ -67,7 +67,7 @@ SIM_API bool moe_sim_delay_stream(aclrtStream handle, uint64_t nanoseconds)
 /* Sleep until then, at most `timeout` milliseconds (negative: as long as it takes). */
 static aclError wait_until(const char *function, uint64_t then, int32_t timeout)
 {
-    uint64_t time = now(), limit = timeout < 0 ? UINT64_MAX : time + (uint64_t)timeout * 1000000ull;
+    uint64_t time = now(), limit = timeout < 0 ? UINT64_MAX : time + (uint64_t)timeout * UINT64_C(1000000);
     uint64_t end = then < limit ? then : limit;
     while ((time = now()) < end) {
         struct timespec rest = {(time_t)((end - time) / 1000000000ull), (long)((end - time) % 1000000000ull)};

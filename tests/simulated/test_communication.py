@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WORKERS = Path(__file__).parent / "workers"
 CASES = [
     node.name
@@ -123,6 +125,18 @@ def test_spawned_processes_have_the_device(tmp_path):
     command = [sys.executable, "-m", "moe_graph", "run", "-q", "--devices", "2", str(script), str(tmp_path / "meet")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout == "joined\n", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("first", ["torch", "torch_npu", "moe_graph", "moe_graph.simulator"])
+def test_children_have_the_device_whatever_they_import_first(tmp_path, first):
+    child = (
+        f"import {first}; import torch, torch_npu; print(torch.ones(2).npu().add(1).tolist(), torch.npu.device_count())"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)\n")
+    command = [sys.executable, "-m", "moe_graph", "run", "-q", "--devices", "3", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[2.0, 2.0] 3\n", done.stderr[-2000:]
 
 
 def test_children_keep_their_own_sitecustomize_and_need_no_torch(tmp_path):

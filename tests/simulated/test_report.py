@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moe_graph
-from moe_graph.simulator import report
+from moe_graph.simulator import launches, report
 
 
 def line(function, text):
@@ -115,6 +115,25 @@ def test_what_is_missing_and_what_the_device_computes_itself():
             torch.npu.ExternalEvent().record()
     assert seen.operators["npu::npu_moe_re_routing"] == 1
     assert sum(seen.missing.values()) >= 1 and all(name.startswith("acl") for name in seen.missing)
+
+
+def test_communication_is_counted():
+    torch.distributed.init_process_group("hccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with report.record() as seen:
+            torch.distributed.all_reduce(torch.ones(2, device="npu"))
+            torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert seen.communications == {"hccl::all_reduce": 1, "hccl::barrier": 1}
+
+
+def test_what_nothing_serves_is_listed():
+    with report.record() as seen:
+        for observe in launches.missing_observers:
+            observe("npu::some_operator")
+    assert seen.missing == {"npu::some_operator": 1}
+    assert [table.title for table in seen.tables()] == ["asked for, and not simulated"]
 
 
 def test_tables():

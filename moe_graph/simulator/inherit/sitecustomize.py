@@ -39,8 +39,24 @@ class _Loader:
         import moe_graph.simulator  # noqa: F401
 
 
+class _LoaderByTorch:
+    """torch_npu before torch: importing torch starts the device, which imports torch_npu; that module is the one."""
+
+    def create_module(self, spec):
+        import torch  # noqa: F401
+
+        self._module = sys.modules[spec.name]
+        self._spec = self._module.__spec__
+        return self._module
+
+    def exec_module(self, module):
+        module.__spec__, module.__loader__ = self._spec, self._spec.loader
+
+
 class _Finder:
     def find_spec(self, name, path=None, target=None):
+        if name == "torch_npu":
+            return importlib.machinery.ModuleSpec(name, _LoaderByTorch())
         if name != "torch":
             return None
         sys.meta_path.remove(self)
