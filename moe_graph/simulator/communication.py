@@ -28,12 +28,19 @@ from torch._C._distributed_c10d import (
 from torch.distributed import distributed_c10d as c10d
 
 from moe_graph.simulator import launches
+from moe_graph.simulator.communication_operands import (
+    as_bytes,
+    as_list,
+    as_rows,
+    copied,
+    reducible,
+    reduction,
+    rooted,
+)
 from moe_graph.simulator.communication_work import SimulatedWork
 from moe_graph.simulator.memory import cpu_view, is_npu
 
 _NAME = "hccl"
-_REFUSED_REDUCTIONS = ("BAND", "BOR", "BXOR")  # torch_npu's list; bitwise reductions are not in HCCL
-_WIDER = {torch.int16: torch.int32}  # dtypes that HCCL reduces and gloo does not, and what gloo reduces instead
 
 _asked = threading.local()  # the backends by device of the group that this thread is creating
 _installed = False
@@ -224,22 +231,22 @@ class SimulatedHccl(dist.ProcessGroup):
     # ---- reductions ----
 
     def allreduce(self, tensors: Any, opts: Any = None) -> SimulatedWork:
-        tensors, opts = _list(tensors), _reduction(opts, dist.AllreduceOptions)
+        tensors, opts = as_list(tensors), reduction(opts, dist.AllreduceOptions)
         gloo, host = self._host("all_reduce", tensors)
         works, finish = [], []
         for tensor in host:
-            values, options, after = _reducible(tensor, opts, dist.AllreduceOptions)
+            values, options, after = reducible(tensor, opts, dist.AllreduceOptions)
             works.append(lambda values=values, options=options: gloo.allreduce([values], options))
             finish += after
         return self._launch("all_reduce", tensors, works, finish)
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> SimulatedWork:
-        return self.allreduce(tensors, _copied(_reduction(opts, AllreduceCoalescedOptions), dist.AllreduceOptions))
+        return self.allreduce(tensors, copied(reduction(opts, AllreduceCoalescedOptions), dist.AllreduceOptions))
 
     def reduce(self, tensors: list[Tensor], opts: Any = None) -> SimulatedWork:
-        opts = _reduction(opts, dist.ReduceOptions)
+        opts = reduction(opts, dist.ReduceOptions)
         gloo, (host,) = self._host("reduce", tensors)
-        values, options, after = _reducible(host, opts, dist.ReduceOptions)
+        values, options, after = reducible(host, opts, dist.ReduceOptions)
         if self._rank != opts.rootRank and values is host:
             values = host.clone()  # gloo leaves partial sums in the tensors of the other ranks
         finish = after if self._rank == opts.rootRank else []
@@ -270,11 +277,11 @@ class SimulatedHccl(dist.ProcessGroup):
 
     def _reduce_scatter(self, output: Tensor, parts: Sequence[Tensor], opts: Any) -> SimulatedWork:
         """`parts[r]` goes to rank r; they may differ in size. An all_reduce of them all on one buffer, of which a part is kept."""
-        opts = _reduction(opts, dist.ReduceScatterOptions)
+        opts = reduction(opts, dist.ReduceScatterOptions)
         gloo, (out, *host) = self._host("reduce_scatter", [output, *parts])
         sizes = [part.numel() for part in host]
         buffer = torch.cat([part.reshape(-1) for part in host]) if host else out.new_empty(0)
-        values, options, after = _reducible(buffer, opts, dist.AllreduceOptions)
+        values, options, after = reducible(buffer, opts, dist.AllreduceOptions)
         start = sum(sizes[: self._rank])
 
         def keep() -> None:
@@ -292,10 +299,10 @@ class SimulatedHccl(dist.ProcessGroup):
     # ---- movements: bytes, so any dtype ----
 
     def broadcast(self, tensors: Any, opts: Any = None) -> SimulatedWork:
-        tensors, opts = _list(tensors), dist.BroadcastOptions() if opts is None else opts
+        tensors, opts = as_list(tensors), dist.BroadcastOptions() if opts is None else opts
         gloo, host = self._host("broadcast", tensors)
         return self._launch(
-            "broadcast", tensors, [lambda each=each: gloo.broadcast([_bytes(each)], opts) for each in host]
+            "broadcast", tensors, [lambda each=each: gloo.broadcast([as_bytes(each)], opts) for each in host]
         )
 
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> SimulatedWork:
@@ -303,11 +310,11 @@ class SimulatedHccl(dist.ProcessGroup):
             outputs, inputs = [outputs], [inputs]
         gloo, (mine, *host) = self._host("all_gather", [inputs[0], *outputs[0]])
         if all(each.numel() == mine.numel() for each in host):
-            calls = [lambda: gloo.allgather([[_bytes(each) for each in host]], [_bytes(mine)])]
+            calls = [lambda: gloo.allgather([[as_bytes(each) for each in host]], [as_bytes(mine)])]
         else:  # HCCL takes parts of different sizes too
             host[self._rank].copy_(mine)
             calls = [
-                lambda root=root, each=each: gloo.broadcast([_bytes(each)], _rooted(root))
+                lambda root=root, each=each: gloo.broadcast([as_bytes(each)], rooted(root))
                 for root, each in enumerate(host)
             ]
         return self._launch("all_gather", outputs[0], calls)
@@ -348,11 +355,11 @@ class SimulatedHccl(dist.ProcessGroup):
         gloo, (out, mine) = self._host("all_gather_into_tensor", [output, input])
         parts = out.view(-1).split(list(sizes))
         if len(set(sizes)) == 1:
-            calls = [lambda: gloo.allgather([[_bytes(each) for each in parts]], [_bytes(mine)])]
+            calls = [lambda: gloo.allgather([[as_bytes(each) for each in parts]], [as_bytes(mine)])]
         else:
             parts[self._rank].copy_(mine.view(-1))
             calls = [
-                lambda root=root, each=each: gloo.broadcast([_bytes(each)], _rooted(root))
+                lambda root=root, each=each: gloo.broadcast([as_bytes(each)], rooted(root))
                 for root, each in enumerate(parts)
             ]
         return self._launch("all_gather_into_tensor", [output], calls)
@@ -361,15 +368,15 @@ class SimulatedHccl(dist.ProcessGroup):
         opts = dist.GatherOptions() if opts is None else opts
         gathered = outputs[0] if outputs else []
         gloo, (mine, *host) = self._host("gather", [inputs[0], *gathered])
-        views = [[_bytes(each) for each in host]] if outputs else []
-        return self._launch("gather", gathered, [lambda: gloo.gather(views, [_bytes(mine)], opts)])
+        views = [[as_bytes(each) for each in host]] if outputs else []
+        return self._launch("gather", gathered, [lambda: gloo.gather(views, [as_bytes(mine)], opts)])
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> SimulatedWork:
         opts = dist.ScatterOptions() if opts is None else opts
         parts = inputs[0] if inputs else []
         gloo, (mine, *host) = self._host("scatter", [outputs[0], *parts])
-        views = [[_bytes(each) for each in host]] if inputs else []
-        return self._launch("scatter", outputs, [lambda: gloo.scatter([_bytes(mine)], views, opts)])
+        views = [[as_bytes(each) for each in host]] if inputs else []
+        return self._launch("scatter", outputs, [lambda: gloo.scatter([as_bytes(mine)], views, opts)])
 
     def all_to_all_single(
         self,
@@ -382,7 +389,7 @@ class SimulatedHccl(dist.ProcessGroup):
         gloo, (out, mine) = self._host("all_to_all_single", [output, input])
         opts = dist.AllToAllOptions() if opts is None else opts
         call = functools.partial(
-            gloo.alltoall_base, _rows(out), _rows(mine), list(output_split_sizes), list(input_split_sizes), opts
+            gloo.alltoall_base, as_rows(out), as_rows(mine), list(output_split_sizes), list(input_split_sizes), opts
         )
         return self._launch("all_to_all_single", [output], [call])
 
@@ -391,16 +398,21 @@ class SimulatedHccl(dist.ProcessGroup):
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> SimulatedWork:
         gloo, host = self._host("all_to_all", [*outputs, *inputs])
         into, given = host[: len(outputs)], host[len(outputs) :]
-        sent = torch.cat([_bytes(each) for each in given])
-        counts = [_bytes(each).numel() for each in into]
+        sent = torch.cat([as_bytes(each) for each in given])
+        counts = [as_bytes(each).numel() for each in into]
         received = torch.empty(sum(counts), dtype=torch.uint8)
         call = functools.partial(
-            gloo.alltoall_base, received, sent, counts, [_bytes(each).numel() for each in given], dist.AllToAllOptions()
+            gloo.alltoall_base,
+            received,
+            sent,
+            counts,
+            [as_bytes(each).numel() for each in given],
+            dist.AllToAllOptions(),
         )
 
         def distribute() -> None:
             for each, part in zip(into, received.split(counts)):
-                _bytes(each).copy_(part)
+                as_bytes(each).copy_(part)
 
         return self._launch("all_to_all", outputs, [call], [distribute])
 
@@ -413,15 +425,15 @@ class SimulatedHccl(dist.ProcessGroup):
 
     def send(self, tensors: list[Tensor], destination: int, tag: int = 0) -> SimulatedWork:
         gloo, (host,) = self._host("send", tensors)
-        return self._launch(f"send to {destination}", tensors, [lambda: gloo.send([_bytes(host)], destination, tag)])
+        return self._launch(f"send to {destination}", tensors, [lambda: gloo.send([as_bytes(host)], destination, tag)])
 
     def recv(self, tensors: list[Tensor], source: int, tag: int = 0) -> SimulatedWork:
         gloo, (host,) = self._host("recv", tensors)
-        return self._launch(f"recv from {source}", tensors, [lambda: gloo.recv([_bytes(host)], source, tag)])
+        return self._launch(f"recv from {source}", tensors, [lambda: gloo.recv([as_bytes(host)], source, tag)])
 
     def recv_anysource(self, tensors: list[Tensor], tag: int = 0) -> SimulatedWork:
         gloo, (host,) = self._host("recv", tensors)
-        return self._launch("recv from any rank", tensors, [lambda: gloo.recv_anysource([_bytes(host)], tag)])
+        return self._launch("recv from any rank", tensors, [lambda: gloo.recv_anysource([as_bytes(host)], tag)])
 
     def batch_isend_irecv(self, kinds: list[str], tensors: list[Tensor], ranks: list[int]) -> SimulatedWork:
         """torch_npu's own: `kinds` are "isend" or "irecv", one work for them all."""
@@ -439,58 +451,3 @@ class SimulatedHccl(dist.ProcessGroup):
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         self._gloo["npu"].monitored_barrier(timeout, wait_all_ranks)
-
-
-def _list(tensors: Any) -> list[Tensor]:
-    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """A contiguous tensor as one row of bytes."""
-    return tensor.view(-1).view(torch.uint8)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """A contiguous tensor as [rows, bytes of a row]: what splits along the first dimension need."""
-    rows = tensor.shape[0] if tensor.dim() else 1
-    return _bytes(tensor).view(rows, tensor.shape[1:].numel() * tensor.element_size())
-
-
-def _rooted(root: int) -> Any:
-    options = dist.BroadcastOptions()
-    options.rootRank = root
-    return options
-
-
-def _reduction(opts: Any, kind: type) -> Any:
-    """The options of a reduction, made of a bare ReduceOp or of nothing; raises what torch_npu raises for what HCCL has not."""
-    if opts is None or isinstance(opts, (dist.ReduceOp, dist.ReduceOp.RedOpType)):
-        made = kind()
-        if opts is not None:
-            made.reduceOp = dist.ReduceOp(opts) if isinstance(opts, dist.ReduceOp.RedOpType) else opts
-        opts = made
-    for name in _REFUSED_REDUCTIONS:
-        if opts.reduceOp == getattr(dist.ReduceOp, name):
-            raise RuntimeError(f"Cannot use ReduceOp.{name} with HCCL")
-    return opts
-
-
-def _copied(opts: Any, kind: type) -> Any:
-    made = kind()
-    made.reduceOp = opts.reduceOp
-    made.timeout = opts.timeout
-    if hasattr(made, "rootRank") and hasattr(opts, "rootRank"):
-        made.rootRank, made.rootTensor = opts.rootRank, opts.rootTensor
-    return made
-
-
-def _reducible(host: Tensor, opts: Any, kind: type) -> tuple[Tensor, Any, list[Callable[[], Any]]]:
-    """(the tensor for gloo to reduce, gloo's options, what brings the result back): where gloo lacks a dtype, a wider one."""
-    options = _copied(opts, kind)
-    if host.dtype == torch.bool and opts.reduceOp == dist.ReduceOp.SUM:
-        options.reduceOp = dist.ReduceOp.MAX  # a sum of truth values is "any", in HCCL too
-        return host.view(torch.uint8), options, []
-    if host.dtype in _WIDER:
-        wide = host.to(_WIDER[host.dtype])
-        return wide, options, [lambda: host.copy_(wide)]
-    return host, options, []
