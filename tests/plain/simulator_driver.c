@@ -29,6 +29,15 @@ aclError aclrtCreateEvent(aclrtEvent *);
 aclError aclrtRecordEvent(aclrtEvent, aclrtStream);
 aclError aclrtEventElapsedTime(float *, aclrtEvent, aclrtEvent);
 aclError aclrtDestroyEvent(aclrtEvent);
+aclError aclrtQueryEventStatus(aclrtEvent, int32_t *);
+aclError aclrtStreamQuery(aclrtStream, int32_t *);
+aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent);
+aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t);
+aclError aclrtSynchronizeEvent(aclrtEvent);
+aclError aclrtSynchronizeDevice(void);
+bool moe_sim_delay_stream(aclrtStream, uint64_t);
+bool moe_sim_set_pending_error(int32_t, aclError, const char *);
+bool moe_sim_missed(size_t, const char **, uint64_t *);
 aclTensor *aclCreateTensor(const int64_t *, uint64_t, int32_t, const int64_t *, int64_t, int32_t, const int64_t *, uint64_t, void *);
 aclError aclDestroyTensor(const aclTensor *);
 void *aclCreateTensorList(const aclTensor *const *, uint64_t);
@@ -143,6 +152,52 @@ static void streams(void)
     CHECK(aclrtDestroyStream(NULL) != ACL_SUCCESS && aclrtDestroyEvent(NULL) != ACL_SUCCESS);
 }
 
+static void slow_streams(void)
+{
+    enum { READY = 0, BUSY = 1, RECORDED = 1, TIMEOUT = 507046 };
+    aclrtStream slow = NULL, other = NULL;
+    aclrtEvent event = NULL;
+    int32_t status = -1;
+    CHECK(aclrtCreateStream(&slow) == ACL_SUCCESS && aclrtCreateStream(&other) == ACL_SUCCESS);
+    CHECK(aclrtCreateEvent(&event) == ACL_SUCCESS);
+    CHECK(aclrtStreamQuery(slow, &status) == ACL_SUCCESS && status == READY);
+    CHECK(moe_sim_delay_stream(slow, 200 * 1000000) && aclrtStreamQuery(slow, &status) == ACL_SUCCESS && status == BUSY);
+    CHECK(aclrtStreamQuery(other, &status) == ACL_SUCCESS && status == READY);
+    CHECK(aclrtRecordEvent(event, slow) == ACL_SUCCESS && aclrtStreamWaitEvent(other, event) == ACL_SUCCESS);
+    CHECK(aclrtStreamQuery(other, &status) == ACL_SUCCESS && status == BUSY);
+    CHECK(aclrtQueryEventStatus(event, &status) == ACL_SUCCESS && status != RECORDED);
+    CHECK(aclrtSynchronizeStreamWithTimeout(slow, 1) == TIMEOUT);
+    CHECK(aclrtSynchronizeDevice() == ACL_SUCCESS && aclrtSynchronizeEvent(event) == ACL_SUCCESS);
+    CHECK(aclrtStreamQuery(other, &status) == ACL_SUCCESS && status == READY);
+    CHECK(aclrtQueryEventStatus(event, &status) == ACL_SUCCESS && status == RECORDED);
+    CHECK(aclrtDestroyStream(slow) == ACL_SUCCESS && aclrtDestroyStream(other) == ACL_SUCCESS);
+    CHECK(aclrtDestroyEvent(event) == ACL_SUCCESS);
+}
+
+static void pending_errors(void)
+{
+    aclrtStream stream = NULL;
+    CHECK(aclrtCreateStream(&stream) == ACL_SUCCESS);
+    CHECK(moe_sim_set_pending_error(0, 507015, "on purpose") && !moe_sim_set_pending_error(-1, 507015, ""));
+    CHECK(aclrtSynchronizeDevice() == 507015 && aclrtSynchronizeStreamWithTimeout(stream, -1) == 507015);
+    CHECK(strstr(aclGetRecentErrMsg(), "on purpose") != NULL);
+    CHECK(moe_sim_set_pending_error(0, 0, "") && aclrtSynchronizeDevice() == ACL_SUCCESS);
+    CHECK(aclrtDestroyStream(stream) == ACL_SUCCESS);
+}
+
+static void missed(void)
+{
+    static const char name[] = "aclOfATest";
+    const char *found = NULL;
+    uint64_t count = 0;
+    size_t index = 0;
+    sim_not_modelled(name);
+    sim_not_modelled(name);
+    while (moe_sim_missed(index, &found, &count) && found != name)
+        index++;
+    CHECK(found == name && count == 2 && !moe_sim_missed(1024, &found, &count));
+}
+
 static void handles(void)
 {
     int64_t values[] = {2, 3};
@@ -161,6 +216,9 @@ int main(void)
     CHECK(aclrtSetDevice(5) != ACL_SUCCESS);
     memory();
     streams();
+    slow_streams();
+    pending_errors();
+    missed();
     handles();
     CHECK(route(good, HIDDEN, true, true) == ACL_SUCCESS);
     CHECK(route(good, HIDDEN, false, true) == ACL_SUCCESS);
