@@ -67,18 +67,18 @@ def test_a_kernel_that_returns_something_else_is_named(kernels, returned):
 def test_control_edges_order_nodes_and_pull_them_in(kernels):
     ran = []
 
-    @kernels("Log")
+    @kernels("LogForTest")
     def log(x: Tensor, *, word: str) -> Tensor:
         ran.append(word)
         return x
 
     graph = Graph()
     x = graph.data()
-    first = graph.node("Log", x=x, attrs={"word": "first"}, controls=["late"], name="first")
-    graph.node("Log", x=x, attrs={"word": "late"}, controls=["later"], name="late")
-    graph.node("Log", x=x, attrs={"word": "later"}, name="later")
-    graph.node("Log", x=x, attrs={"word": "at the end"}, controls=["first"], name="end")
-    graph.node("Log", x=x, attrs={"word": "never"}, name="never")
+    first = graph.node("LogForTest", x=x, attrs={"word": "first"}, controls=["late"], name="first")
+    graph.node("LogForTest", x=x, attrs={"word": "late"}, controls=["later"], name="late")
+    graph.node("LogForTest", x=x, attrs={"word": "later"}, name="later")
+    graph.node("LogForTest", x=x, attrs={"word": "at the end"}, controls=["first"], name="end")
+    graph.node("LogForTest", x=x, attrs={"word": "never"}, name="never")
     program(graph, first, controls=["end"]).run([torch.ones(3)])
     assert ran == ["later", "late", "first", "at the end"]
 
