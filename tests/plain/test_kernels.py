@@ -113,7 +113,7 @@ def test_scatter_nd():
     rows, updates = torch.tensor([[1, 0], [0, 2]]), torch.ones(2, 4)
     expected = X.clone()
     expected[1, 0] = expected[0, 2] = 1
-    same(run("ScatterNdUpdate", X, rows, updates), expected)
+    same(run("TensorScatterUpdate", X, rows, updates), expected)
     twice = torch.tensor([[1, 0], [1, 0]])
     assert run("ScatterNdAdd", X, twice, updates)[1, 0].tolist() == (X[1, 0] + 2).tolist()
     same(run("TensorScatterMax", X, rows, updates), torch.maximum(X, torch.where(expected == 1, expected, X)))

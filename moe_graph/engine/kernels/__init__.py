@@ -2,6 +2,7 @@
 
 from moe_graph.engine.kernels import (
     activation,
+    cache_update,
     comparison,
     convolution,
     creation,
@@ -21,11 +22,13 @@ from moe_graph.engine.kernels import (
     scatter,
     shapes,
     sorting,
+    spectral,
     strided,
 )
 
 __all__ = [
     "activation",
+    "cache_update",
     "comparison",
     "convolution",
     "creation",
@@ -45,5 +48,6 @@ __all__ = [
     "scatter",
     "shapes",
     "sorting",
+    "spectral",
     "strided",
 ]

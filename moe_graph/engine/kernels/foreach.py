@@ -59,7 +59,7 @@ WITH_LIST: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Pow": torch.pow,
 }
 
-# Of the tensors of three lists and a number: Foreach<name>Scalar and Foreach<name>ScalarList.
+# Of the tensors of three lists and a number: Foreach<name>Scalar, Foreach<name>ScalarList and Foreach<name>List.
 WITH_TWO_LISTS: dict[str, Callable[..., Tensor]] = {
     "Addcmul": lambda x, a, b, scalar: torch.addcmul(x, a, b, value=scalar),
     "Addcdiv": lambda x, a, b, scalar: torch.addcdiv(x, a, b, value=scalar),
@@ -117,6 +117,13 @@ def _make_two_lists(function: Callable[..., Tensor]) -> Callable:
     return call
 
 
+def _make_two_lists_tensor(function: Callable[..., Tensor]) -> Callable:
+    def call(x: Tensors, x1: Tensors, x2: Tensors, scalar: Tensor) -> Tensors:
+        return [function(*each) for each in zip(x, x1, x2, _per_tensor(scalar, len(x)))]
+
+    return call
+
+
 def _make_two_lists_scalars(function: Callable[..., Tensor]) -> Callable:
     def call(x1: Tensors, x2: Tensors, x3: Tensors, scalars: Tensor) -> Tensors:
         return [function(*each) for each in zip(x1, x2, x3, _per_tensor(scalars, len(x1)))]
@@ -136,6 +143,7 @@ for _name, _function in WITH_TWO_LISTS.items():
     _text = f"{_name} of the tensors of three lists with "
     _register(f"Foreach{_name}Scalar", _make_two_lists(_function), _text + "the scalar.")
     _register(f"Foreach{_name}ScalarList", _make_two_lists_scalars(_function), _text + "their scalar.")
+    _register(f"Foreach{_name}List", _make_two_lists_tensor(_function), _text + "their element of the tensor scalar.")
 
 
 @kernel("ForeachAddList")

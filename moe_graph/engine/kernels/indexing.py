@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.dtypes import GeType
+from moe_graph.engine.graph import Node
 from moe_graph.engine.registry import Tensors, kernel
 
 
@@ -130,3 +131,45 @@ def embedding_dense_grad(
 ) -> Tensor:
     """GE EmbeddingDenseGrad: rows of grad summed by their index, [num_weights, D]."""
     return torch.ops.aten.embedding_dense_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
+
+
+@kernel("EmbeddingBag")
+def embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+    *,
+    mode: str = "mean",
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+    node: Node | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """GE EmbeddingBag: rows of weight reduced by bag ("sum", "mean" or "max"), the bag of each index, the size of each bag, and for
+    "max" the index each element comes from. Bags begin at offsets, or are the rows of indices [bags, N].
+
+    scale_grad_by_freq and sparse are for the gradient. The last three results are int32 or int64, as the graph describes them, or
+    of the type of indices where it leaves that open.
+    """
+    if mode not in _BAG_MODES:
+        raise ValueError(f"mode must be one of {', '.join(_BAG_MODES)}, got {mode!r}")
+    if offsets is None:
+        offsets = torch.arange(0, indices.numel(), indices.shape[1], dtype=indices.dtype)
+    result, *places = torch.ops.aten._embedding_bag(
+        weight,
+        indices.reshape(-1),
+        offsets,
+        scale_grad_by_freq,
+        _BAG_MODES[mode],
+        False,
+        None if per_sample_weights is None else per_sample_weights.reshape(-1),
+        include_last_offset,
+        padding_idx,
+    )
+    described = [output.type for output in node.outputs[1:]] if node else [None] * 3
+    return result, *(place if kind is None else place.to(kind.torch) for place, kind in zip(places, described))
+
+
+_BAG_MODES = {"sum": 0, "mean": 1, "max": 2}

@@ -51,6 +51,12 @@ def transpose(x: Tensor, perm: Tensor) -> Tensor:
     return x.permute(perm.tolist()).contiguous()
 
 
+@kernel("Permute")
+def permute(x: Tensor, *, order: list = (0,)) -> Tensor:
+    """GE Permute: dimensions of x in this order; those it does not name follow as they are, as in Caffe, where it is from."""
+    return x.permute(*order, *(dimension for dimension in range(x.dim()) if dimension not in order)).contiguous()
+
+
 @kernel("Fill")
 def fill(dims: Tensor, value: Tensor) -> Tensor:
     """GE Fill: a tensor of shape dims, each element the one of value."""
@@ -59,8 +65,8 @@ def fill(dims: Tensor, value: Tensor) -> Tensor:
 
 @kernel("ConcatV2")
 def concat_v2(x: Tensors, concat_dim: Tensor, *, N: int = 1) -> Tensor:  # noqa: N803
-    """GE ConcatV2: the tensors x one after another along concat_dim."""
-    return torch.cat(x, int(concat_dim))
+    """GE ConcatV2: the tensors x one after another along concat_dim. Scalars count as [1], as torchair uses them."""
+    return torch.cat([part.reshape(1) if not part.dim() else part for part in x], int(concat_dim))
 
 
 @kernel("ConcatD")
@@ -95,7 +101,10 @@ def split_v(x: Tensor, size_splits: Tensor, split_dim: Tensor, *, num_split: int
 @kernel("Split")
 def split(split_dim: Tensor, x: Tensor, *, num_split: int) -> Tensors:
     """GE Split: num_split equal pieces of x along split_dim."""
-    return list(x.chunk(num_split, int(split_dim)))
+    axis = int(split_dim)
+    if x.shape[axis] % num_split:
+        raise ValueError(f"dimension {axis} must be a multiple of num_split, {num_split}, got shape {list(x.shape)}")
+    return list(x.split(x.shape[axis] // num_split, axis)) if x.shape[axis] else [x.clone() for _ in range(num_split)]
 
 
 @kernel("Tile")
@@ -113,5 +122,6 @@ def broadcast_to(x: Tensor, shape: Tensor) -> Tensor:
 @kernel("Slice")
 def slice_(x: Tensor, offsets: Tensor, size: Tensor) -> Tensor:
     """GE Slice: size elements from offsets on in each dimension; size -1 is the rest."""
-    index = tuple(slice(o, None if s == -1 else o + s) for o, s in zip(offsets.tolist(), size.tolist()))
-    return x[index].contiguous()
+    for dimension, (offset, count) in enumerate(zip(offsets.tolist(), size.tolist())):
+        x = x.narrow(dimension, offset, x.shape[dimension] - offset if count == -1 else count)
+    return x.contiguous()

@@ -1,4 +1,5 @@
-"""Writing to places of a tensor. A kernel returns the new value and leaves its inputs as they are."""
+"""Writing to places of a tensor. A kernel returns the new value and leaves its inputs as they are; Assign and ScatterNdUpdate assign
+to their reference, as GE defines them and as torchair uses them for operators that change an input."""
 
 from __future__ import annotations
 
@@ -42,10 +43,25 @@ def inplace_index_add(
     return var.index_add(axis, indices, updates, alpha=1 if alpha is None else alpha.item())
 
 
-@kernel("ScatterNdUpdate", "TensorScatterUpdate")
+@kernel("Assign")
+def assign(ref: Tensor, value: Tensor, *, validate_shape: bool = True, use_locking: bool = False) -> Tensor:
+    """GE Assign: value assigned to the reference ref, which is the result."""
+    if ref.shape != value.shape:
+        raise ValueError(f"value must have the shape of ref, {list(ref.shape)}, got {list(value.shape)}")
+    return ref.copy_(value)
+
+
+@kernel("TensorScatterUpdate")
+def tensor_scatter_update(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    """GE TensorScatterUpdate: x with updates at the elements or slices that the last dimension of indices names."""
+    return x.index_put(tuple(indices.long().unbind(-1)), updates)
+
+
+@kernel("ScatterNdUpdate")
 def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
-    """GE ScatterNdUpdate, TensorScatterUpdate: updates put at the elements or slices that the last dimension of indices names."""
-    return var.index_put(tuple(indices.long().unbind(-1)), updates)
+    """GE ScatterNdUpdate: updates assigned to the elements or slices of the reference var that the last dimension of indices
+    names. torchair gives it a copy (TensorMove) where the program's operator leaves its input alone."""
+    return var.index_put_(tuple(indices.long().unbind(-1)), updates)
 
 
 @kernel("ScatterNdAdd", "TensorScatterAdd")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,5 +62,7 @@ def expand_dims(x: Tensor, axis: Tensor) -> Tensor:
 @kernel("Range")
 def range_(start: Tensor, limit: Tensor, delta: Tensor, *, is_closed: bool = False) -> Tensor:
     """GE Range: start, start + delta, ... below limit (is_closed: up to it)."""
-    stop = limit + delta if is_closed else limit
-    return torch.arange(start.item(), stop.item(), delta.item(), dtype=start.dtype)
+    first, last, step = start.item(), limit.item(), delta.item()
+    if is_closed:
+        return torch.arange(math.floor((last - first) / step) + 1, dtype=start.dtype) * step + first
+    return torch.arange(first, last, step, dtype=start.dtype)

@@ -1,0 +1,20 @@
+"""Fourier transforms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_graph.engine.registry import kernel
+
+
+@kernel("FFT")
+def fft(x: Tensor) -> Tensor:
+    """GE FFT: the discrete Fourier transform along the last dimension."""
+    return torch.fft.fft(x)
+
+
+@kernel("FFT2D")
+def fft2d(x: Tensor) -> Tensor:
+    """GE FFT2D: the discrete Fourier transform along the last two dimensions."""
+    return torch.fft.fft2(x)
