@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+
+if TYPE_CHECKING:
+    from moe_graph.engine.graph import Node
 
 aten = torch.ops.aten
 
@@ -125,10 +130,15 @@ def layer_norm_v4(
     beta: Tensor | None = None,
     *,
     epsilon: float = 1e-5,
+    node: Node,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GE LayerNormV4: y, and the mean and rstd (float32) over the last dimensions, which have normalized_shape."""
+    """GE LayerNormV4: y, and the mean and rstd over the last dimensions, which have normalized_shape.
+
+    Mean and rstd are float32 on a device; they are what the graph describes.
+    """
     y, mean, rstd = torch.native_layer_norm(x, normalized_shape.tolist(), gamma, beta, epsilon)
-    return y, mean.float(), rstd.float()
+    described = [described.type for described in node.outputs[1:]]
+    return y, *(v if t is None else v.to(t.torch) for v, t in zip((mean, rstd), described))
 
 
 @kernel("LayerNormGradV3")
