@@ -15,7 +15,8 @@ def source_lines(python_code: str) -> dict[str, str]:
     current = ""
     for text in python_code.splitlines():
         if text.startswith(_LINE):
-            current = " ".join(text[len(_LINE) :].split())
+            words = [word for word in text[len(_LINE) :].split() if word.strip("^~")]  # without marks under the code
+            current = " ".join(words)
         elif text.startswith(_NODE) and current:
             name = text[len(_NODE) :].partition(":")[0].partition(" ")[0]
             lines.setdefault(name, current)
