@@ -9,6 +9,7 @@ Importing it registers, where they are missing, the operator's schema, fake impl
     registration  who registers what, when                                  status        what is registered, from whom
     debug         fallback against kernel                                   product       what the kernel accepts on which Ascend
     engine/       executes a lowered GE graph on the CPU                    simulator/    a device for the real torch_npu without CANN
+    conformance/  torchair's declared cases on the engine                   testing       assertions on a model's lowered graph
 """
 
 from moe_graph import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
