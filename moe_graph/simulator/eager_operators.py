@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 _CREATION = """
     arange range linspace full fill fill_ zero_ zeros ones eye tril triu tril_ triu_ one_hot
 """
@@ -65,9 +67,34 @@ _COPY = """
     copy_ _to_copy clone _local_scalar_dense
 """
 
-_GROUPS = (_CREATION, _ARITHMETIC, _COMPARISON, _REDUCTION, _LINEAR_ALGEBRA, _INDEXING, _NEURAL, _RANDOM, _COPY)
+_OPTIMIZERS = """
+    _fused_adam_ _fused_adamw_ _fused_sgd_ _fused_adagrad_ _amp_foreach_non_finite_check_and_unscale_ _amp_update_scale_
+    _chunk_cat split_with_sizes_copy unbind_copy
+"""
 
-OPERATORS: tuple[str, ...] = tuple(dict.fromkeys(name for group in _GROUPS for name in group.split()))
+_GROUPS = (
+    _CREATION,
+    _ARITHMETIC,
+    _COMPARISON,
+    _REDUCTION,
+    _LINEAR_ALGEBRA,
+    _INDEXING,
+    _NEURAL,
+    _RANDOM,
+    _COPY,
+    _OPTIMIZERS,
+)
+
+# Functions of lists of tensors: torch has some hundred, all by this prefix.
+_FOREACH = sorted(
+    {
+        name.partition("::")[2].partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("aten::_foreach_")
+    }
+)
+
+OPERATORS: tuple[str, ...] = tuple(dict.fromkeys([*(name for group in _GROUPS for name in group.split()), *_FOREACH]))
 
 # Those that take CPU tensors beside NPU ones, on a device too.
 ACROSS_DEVICES = frozenset({"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"})

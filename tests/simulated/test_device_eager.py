@@ -1,5 +1,7 @@
 """Eager operators on NPU tensors: the values of the CPU's kernels, the aliasing and devices of NPU ones."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -212,3 +214,35 @@ def test_tensors_of_two_devices_are_refused():
 def test_operators_off_the_list_name_the_function_that_is_missing():
     with pytest.raises(RuntimeError, match="simulated device: aclnn.* is not modelled"):
         torch.fft.fft(X.npu())
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+    "SGD fused": lambda p: torch.optim.SGD(p, 0.1, fused=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, 1e-2, foreach=False),
+    "AdamW foreach": lambda p: torch.optim.AdamW(p, 1e-2, foreach=True),
+    "Adam fused": lambda p: torch.optim.Adam(p, 1e-2, fused=True),
+    "RMSprop foreach": lambda p: torch.optim.RMSprop(p, 1e-2, foreach=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_has_the_losses_of_the_cpu(optimizer):
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4)]
+    model, x, y = torch.nn.Sequential(*layers), torch.randn(32, 8), torch.randn(32, 4)
+
+    def losses(model, x, y):
+        step, found = OPTIMIZERS[optimizer](model.parameters()), []
+        for _ in range(20):
+            step.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            step.step()
+            found.append(loss.item())
+        return found
+
+    expected = losses(copy.deepcopy(model), x, y)
+    found = losses(copy.deepcopy(model).npu(), x.npu(), y.npu())
+    assert found == pytest.approx(expected, rel=1e-5) and found[-1] < found[0]
