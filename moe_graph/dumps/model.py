@@ -1,0 +1,108 @@
+"""A graph as every reader gives it and everything else takes it: plain, immutable, without protobuf."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+INPUT_TYPES = frozenset({"Data", "RefData"})
+CONTROL = -1
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What a node says about one of its outputs.
+
+    dtype     in torch's words: "float16", "int32"; in GE's own, lower case, where torch has none
+    shape     sizes; -1 for one that is not known before the run; None if the rank is not known
+    format    "ND", "NCHW", ...; "" if the dump does not say
+    device    "NPU" or "CPU" (the host); "" if the dump does not say
+    """
+
+    dtype: str
+    shape: tuple[int, ...] | None
+    format: str = ""
+    device: str = ""
+
+    def __str__(self) -> str:
+        sizes = "?" if self.shape is None else ", ".join("?" if size < 0 else str(size) for size in self.shape)
+        return f"{self.dtype}[{sizes}]"
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Is a size, or the rank, not known before the run?"""
+        return self.shape is None or any(size < 0 for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where an input comes from: output `output` of the node called `node`; CONTROL for an order without data."""
+
+    node: str
+    output: int = 0
+
+    @property
+    def is_control(self) -> bool:
+        """Is it an order without data?"""
+        return self.output == CONTROL
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node. `inputs` are in the operator's order, an absent optional input is None, control edges come last.
+
+    input_names   names of the inputs as the operator declares them ("" where the dump does not say)
+    attributes    values in Python's types; a constant's tensor under "value", as text when it is large
+    source        lines of the model's code the node comes from ("model.py:12 in forward"), innermost last; empty if unknown
+    fx            the FX node it was lowered from; "" if the dump does not say
+    """
+
+    name: str
+    type: str
+    inputs: tuple[Edge | None, ...] = ()
+    input_names: tuple[str, ...] = ()
+    outputs: tuple[Descriptor, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    source: tuple[str, ...] = ()
+    fx: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph in the order of its dump.
+
+    kind    "txt", "pbtxt", "py" or "onnx": the kind of dump it was read from, "" if from none
+    stage   "original" or "optimized"; "" if the dump does not say
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    kind: str = ""
+    stage: str = ""
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """Nodes by their names."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def types(self) -> Counter[str]:
+        """How many nodes there are of each type."""
+        return Counter(node.type for node in self.nodes)
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes that read (or wait for) each node, by its name, in the graph's order."""
+        found: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(edge.node for edge in node.inputs if edge is not None):
+                found.setdefault(name, []).append(node)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """The nodes that stand for the graph's inputs."""
+        return tuple(node for node in self.nodes if node.type in INPUT_TYPES)
