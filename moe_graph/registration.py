@@ -7,30 +7,34 @@ the any-device fallback, autograd. What is there but checks nothing is replaced:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch.library import Library
 
-from moe_graph import autograd, compat, contract, converters, fallback, import_hooks
+from moe_graph import autograd, compat, contract, converters, fallback, family, import_hooks
+from moe_graph.family.declaration import is_defined
 from moe_graph.meta import fake_re_routing
 
-# Dispatch key -> kernel. CompositeExplicitAutograd serves each device that has no kernel of its own, so torch_npu's (PrivateUse1)
-# keeps precedence.
-KERNELS: dict[str, Callable] = {
-    "CompositeExplicitAutograd": fallback.re_routing,
-    "Meta": fake_re_routing,
-    "Autograd": autograd.re_routing,
-}
+RE_ROUTING = family.Operator(
+    contract.SCHEMA,
+    {
+        "CompositeExplicitAutograd": fallback.re_routing,
+        "Meta": fake_re_routing,
+        "Autograd": autograd.re_routing,
+    },
+)
+OPERATORS = (RE_ROUTING, *family.OPERATORS)
 
 
 @dataclass
 class _Registered:
-    """What `register` has done, for `unregister` to take back."""
+    """What `register` has done, for `unregister` to take back. `defined`: operators whose schema is ours."""
 
-    definition: Library | None
+    definitions: Library
     kernels: Library
+    defined: frozenset[str]
 
 
 _lock = threading.RLock()
@@ -60,21 +64,22 @@ def unregister() -> None:
 
 
 def defines_schema() -> bool:
-    """Is the operator's schema ours (torch_npu is not loaded), not torch_npu's?"""
-    return _registered is not None and _registered.definition is not None
+    """Is the schema of `npu_moe_re_routing` ours (torch_npu is not loaded), not torch_npu's?"""
+    return _registered is not None and RE_ROUTING.name in _registered.defined
 
 
 def _register_kernels() -> None:
     global _registered
     if _registered is not None:
         return
-    definition = None
-    if compat.schema_of(contract.QUALNAME) is None:
-        definition = Library(contract.NAMESPACE, "FRAGMENT")
-        compat.define(definition, contract.SCHEMA)
-    _registered = _Registered(definition, Library(contract.NAMESPACE, "IMPL"))
-    for key, kernel in KERNELS.items():
-        compat.impl(_registered.kernels, contract.NAME, kernel, key)
+    missing = [operator for operator in OPERATORS if not is_defined(operator)]
+    definitions, kernels = Library(contract.NAMESPACE, "FRAGMENT"), Library(contract.NAMESPACE, "IMPL")
+    _registered = _Registered(definitions, kernels, frozenset(operator.name for operator in missing))
+    for operator in missing:
+        compat.define(definitions, operator.schema)
+    for operator in OPERATORS:
+        for key, kernel in operator.kernels.items():
+            compat.impl(kernels, operator.name, kernel, key)
 
 
 def _unregister_kernels() -> None:
@@ -82,8 +87,7 @@ def _unregister_kernels() -> None:
     if _registered is None:
         return
     _registered.kernels._destroy()
-    if _registered.definition is not None:
-        _registered.definition._destroy()
+    _registered.definitions._destroy()
     _registered = None
 
 

@@ -1,1 +1,13 @@
-"""The operators around `npu_moe_re_routing` in an expert-parallel MoE layer."""
+"""The operators around `npu_moe_re_routing` in an expert-parallel MoE layer, a module each, in the order of the layer.
+
+Each module holds the checks of its arguments, the fake implementation, the any-device fallback, and OPERATOR, its declaration.
+
+    declaration   how an operator is declared          checks    the checks' errors
+"""
+
+from moe_graph.family import swiglu
+from moe_graph.family.declaration import Operator
+
+OPERATORS: tuple[Operator, ...] = (swiglu.OPERATOR,)
+
+__all__ = ["OPERATORS", "Operator"]
