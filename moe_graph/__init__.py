@@ -10,9 +10,12 @@ Importing it registers, where they are missing, the operator's schema, fake impl
     debug         fallback against kernel                                   product       what the kernel accepts on which Ascend
     engine/       executes a lowered GE graph on the CPU                    simulator/    a device for the real torch_npu without CANN
     conformance/  torchair's declared cases on the engine                   testing       assertions on a model's lowered graph
+    family/       the operators around it in an expert-parallel layer       passes        passes over the graph that is lowered
+    dumps/        graph dumps: read, summarised, drawn, compared
 """
 
 from moe_graph import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
+from moe_graph import passes
 from moe_graph.contract import MoeReRoutingOutput, MoeUnRoutingOutput
 from moe_graph.debug import Difference, compare_with_fallback, force_fallback
 from moe_graph.functional import moe_re_routing, moe_un_routing
@@ -35,6 +38,7 @@ __all__ = [
     "force_fallback",
     "moe_re_routing",
     "moe_un_routing",
+    "passes",
     "register",
     "set_product",
     "status",
