@@ -69,7 +69,7 @@ class Program:
             recorders = [observer(plan, values) for only, observer in _observers if only in (None, thread)]
             for index in plan.order:
                 node = plan.nodes[index]
-                results = _execute(node, values)
+                results = _execute(node, values, plan)
                 for record in recorders:
                     record(node, results)
                 values.update(((index, output), result) for output, result in enumerate(results))
@@ -101,8 +101,11 @@ def _check_input(node: Node, position: int, value: Tensor) -> None:
         raise GraphError(f"input {position} of {node} must have shape {list(described.shape)}, got {list(value.shape)}")
 
 
-def _execute(node: Node, values: dict[tuple[int, int], Tensor]) -> list[Tensor]:
+def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> list[Tensor]:
     fed = [None if slot is None else values[slot] for slot in node.slots]
+    for description, value in zip(node.inputs, fed):
+        if description.name == node.kernel.assigns and value is not None and _is_constant(value, plan):
+            raise KernelError(f"{node} assigns to its input {description.name!r}, which is a constant of the graph")
     arguments = [
         None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]
         for position in node.bound
@@ -131,9 +134,11 @@ def _flat(results: object) -> list[Tensor]:
 
 def _apart_from_constants(result: Tensor, plan: Plan) -> Tensor:
     """Who receives an output may write to it; the graph's constants serve every run."""
-    if result.numel() and result.untyped_storage().data_ptr() in plan.constant_memory:
-        return result.clone()
-    return result
+    return result.clone() if _is_constant(result, plan) else result
+
+
+def _is_constant(value: Tensor, plan: Plan) -> bool:
+    return value.numel() > 0 and value.untyped_storage().data_ptr() in plan.constant_memory
 
 
 def _describe(node: Node, fed: list[Tensor | None]) -> str:

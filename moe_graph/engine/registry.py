@@ -62,23 +62,27 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel: the function, and what its signature says of the GE operator."""
+    """A kernel: the function, and what its signature says of the GE operator. `assigns`: the input it writes to, if any."""
 
     function: Callable
     family: str
     inputs: tuple[Input, ...]
     attributes: tuple[Attribute, ...]
     wants_node: bool
+    assigns: str | None = None
 
 
 _kernels: dict[str, Kernel] = {}
 
 
-def kernel(*ge_types: str) -> Callable[[Callable], Callable]:
-    """Register the decorated function as the kernel of these GE operator types. A type can be registered once."""
+def kernel(*ge_types: str, assigns: str | None = None) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the kernel of these GE operator types. A type can be registered once.
+
+    `assigns` names the input, a reference of GE, that the function writes to; all other inputs it must leave as they are.
+    """
 
     def register(function: Callable) -> Callable:
-        made = _describe(function)
+        made = _describe(function, assigns)
         for ge_type in ge_types:
             if ge_type in _kernels:
                 raise ValueError(f"GE type {ge_type} already has a kernel, {_kernels[ge_type].function.__qualname__}")
@@ -88,7 +92,7 @@ def kernel(*ge_types: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def _describe(function: Callable) -> Kernel:
+def _describe(function: Callable, assigns: str | None) -> Kernel:
     inputs, attributes, wants_node = [], [], False
     for parameter in inspect.signature(function).parameters.values():
         annotation = _text(parameter.annotation)
@@ -102,7 +106,9 @@ def _describe(function: Callable) -> Kernel:
             kinds = _KINDS.get(annotation.partition("|")[0].partition("[")[0].strip(), ())
             attributes.append(Attribute(parameter.name, parameter.default, "GeType" in annotation, kinds))
     family = function.__module__.rpartition(".")[2]
-    return Kernel(function, family, tuple(inputs), tuple(attributes), wants_node)
+    if assigns is not None and assigns not in {parameter.name for parameter in inputs}:
+        raise ValueError(f"kernel {function.__qualname__} has no input {assigns!r} to assign to")
+    return Kernel(function, family, tuple(inputs), tuple(attributes), wants_node, assigns)
 
 
 def _text(annotation: object) -> str:

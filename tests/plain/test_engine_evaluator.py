@@ -120,6 +120,18 @@ def test_an_input_handed_through_and_a_constant_handed_out():
     assert results[0].data_ptr() == value.data_ptr()
 
 
+@pytest.mark.parametrize("direct", [True, False], ids=["constant", "view of a constant"])
+def test_a_node_that_would_assign_to_a_constant_is_refused(direct):
+    graph = Graph()
+    value, c = graph.data(), graph.const([1.0, 2.0, 3.0])
+    reference = c if direct else graph.node("Unsqueeze", x=c, attrs={"axes": [0]})
+    made = program(graph, graph.node("Assign", ref=reference, value=value, name="it"), c)
+    with pytest.raises(
+        KernelError, match="node 'it' .GE type Assign.* assigns to its input 'ref', which is a constant"
+    ):
+        made.run([torch.zeros(3)])
+
+
 def test_inputs_are_taken_by_index_and_unread_ones_too():
     graph = Graph()
     second, first = graph.data(name="second", index=1), graph.data(name="first", index=0)

@@ -32,14 +32,14 @@ def _write_windows(var: Tensor, indices: Tensor, updates: Tensor, axis: int) -> 
     return var
 
 
-@kernel("Scatter")
+@kernel("Scatter", assigns="var")
 def scatter(var: Tensor, indices: Tensor, updates: Tensor, *, reduce: str, axis: int = 0) -> Tensor:
     """GE Scatter: updates[i] assigned to var[i] from place indices[i] of axis on; indices [N, 2] names the entry of var, too."""
     _check_update(reduce)
     return _write_windows(var, indices, updates, axis)
 
 
-@kernel("QuantUpdateScatter")
+@kernel("QuantUpdateScatter", assigns="var")
 def quant_update_scatter(
     var: Tensor,
     indices: Tensor,

@@ -43,7 +43,7 @@ def inplace_index_add(
     return var.index_add(axis, indices, updates, alpha=1 if alpha is None else alpha.item())
 
 
-@kernel("Assign")
+@kernel("Assign", assigns="ref")
 def assign(ref: Tensor, value: Tensor, *, validate_shape: bool = True, use_locking: bool = False) -> Tensor:
     """GE Assign: value assigned to the reference ref, which is the result."""
     if ref.shape != value.shape:
@@ -57,7 +57,7 @@ def tensor_scatter_update(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor
     return x.index_put(tuple(indices.long().unbind(-1)), updates)
 
 
-@kernel("ScatterNdUpdate")
+@kernel("ScatterNdUpdate", assigns="var")
 def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
     """GE ScatterNdUpdate: updates assigned to the elements or slices of the reference var that the last dimension of indices
     names. torchair gives it a copy (TensorMove) where the program's operator leaves its input alone."""
