@@ -1,4 +1,4 @@
-"""`npu_swiglu(self, dim=-1)`: the halves of `self` along `dim` are A and B; the result is silu(A) * B.
+"""`npu_swiglu(input, dim=-1)`: the halves of `input` along `dim` are A and B; the result is silu(A) * B.
 
 Source: the operator's page in the torch_npu documentation; GE SwiGlu. Intermediate values are float32 for float16 and bfloat16, as in
 the kernel, and rounded once.
@@ -16,26 +16,26 @@ _check = Checks("npu_swiglu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _check_arguments(self: Tensor, dim: int) -> None:
-    """Raise ValueError unless `self` is floating point and has an even size along `dim`."""
-    _check.dtype("self", self, DTYPES)
-    _check.value("dim", dim, range(-self.dim(), self.dim()))
-    _check.size(self.shape[dim] % 2 == 0, "self", f"of even size along dim {dim}", self)
+def _check_arguments(x: Tensor, dim: int) -> None:
+    """Raise ValueError unless `input` is floating point and has an even size along `dim`."""
+    _check.dtype("input", x, DTYPES)
+    _check.value("dim", dim, range(-x.dim(), x.dim()))
+    _check.size(x.shape[dim] % 2 == 0, "input", f"of even size along dim {dim}", x)
 
 
-def fake(self: Tensor, dim: int = -1) -> Tensor:
-    """Shape of `self`, halved along `dim`."""
-    _check_arguments(self, dim)
-    shape = list(self.shape)
+def fake(x: Tensor, dim: int = -1) -> Tensor:
+    """Shape of `input`, halved along `dim`."""
+    _check_arguments(x, dim)
+    shape = list(x.shape)
     shape[dim] = shape[dim] // 2
-    return self.new_empty(shape)
+    return x.new_empty(shape)
 
 
-def swiglu(self: Tensor, dim: int = -1) -> Tensor:
-    """silu(A) * B of the halves A, B of `self` [..., 2 H, ...] along `dim` -> [..., H, ...], dtype of `self`."""
-    _check_arguments(self, dim)
-    left, right = self.float().chunk(2, dim)
-    return (torch.nn.functional.silu(left) * right).to(self.dtype)
+def swiglu(x: Tensor, dim: int = -1) -> Tensor:
+    """silu(A) * B of the halves A, B of `input` [..., 2 H, ...] along `dim` -> [..., H, ...], dtype of `input`."""
+    _check_arguments(x, dim)
+    left, right = x.float().chunk(2, dim)
+    return (torch.nn.functional.silu(left) * right).to(x.dtype)
 
 
-OPERATOR = declare("npu_swiglu(Tensor self, int dim=-1) -> Tensor", fake=fake, fallback=swiglu, differentiable=True)
+OPERATOR = declare("npu_swiglu(Tensor input, int dim=-1) -> Tensor", fake=fake, fallback=swiglu, differentiable=True)
