@@ -6,10 +6,10 @@ import torch
 from torch.library import Library
 
 
-def schema_of(qualname: str) -> torch._C.FunctionSchema | None:
-    """The schema of an operator's default overload, or None if nobody has defined it."""
+def schema_of(qualname: str, overload: str = "") -> torch._C.FunctionSchema | None:
+    """The schema of an operator's overload, by default the default one, or None if nobody has defined it."""
     try:
-        return torch._C._get_schema(qualname, "")
+        return torch._C._get_schema(qualname, overload)
     except RuntimeError:
         return None
 

@@ -29,8 +29,8 @@ class Operator:
 
     @property
     def name(self) -> str:
-        """The name without the namespace."""
-        return self.schema.partition("(")[0].partition(".")[0]
+        """The name without the namespace, with the overload's if it is not the default one: "npu_grouped_matmul.List"."""
+        return self.schema.partition("(")[0]
 
     @property
     def qualname(self) -> str:
@@ -40,19 +40,25 @@ class Operator:
     @property
     def overload(self) -> torch._ops.OpOverload:
         """The operator now in force, torch_npu's or ours. Looked up at each use: loading torch_npu replaces it."""
-        return getattr(torch.ops.npu, self.name).default
+        name, _, overload = self.name.partition(".")
+        return getattr(getattr(torch.ops.npu, name), overload or "default")
 
 
-def declare(schema: str, *, fake: Callable, fallback: Callable, differentiable: bool = False) -> Operator:
+def declare(
+    schema: str, *, fake: Callable, fallback: Callable, differentiable: bool = False, autograd: Callable | None = None
+) -> Operator:
     """An operator with a fake implementation and an any-device fallback, both with the schema's parameters.
 
     differentiable: the fallback is composed of operators that torch differentiates; its gradient is theirs. A gradient that
     torch_npu has for NPU tensors keeps precedence.
+    autograd: the kernel under Autograd of an operator that records a gradient of its own.
     """
     kernels: dict[str, Callable] = {"CompositeExplicitAutograd": fallback, "Meta": fake}
     operator = Operator(schema, kernels)
     if differentiable:
         kernels["Autograd"] = _composed_gradient(operator, fallback)
+    if autograd is not None:
+        kernels["Autograd"] = autograd
     return operator
 
 
@@ -65,7 +71,7 @@ def _composed_gradient(operator: Operator, fallback: Callable) -> Callable:
         with torch._C._AutoDispatchBelowAutograd():
             return operator.overload(*args, **kwargs)
 
-    call.__name__ = call.__qualname__ = f"{operator.name}_autograd"
+    call.__name__ = call.__qualname__ = f"{operator.name.replace('.', '_')}_autograd"
     return call
 
 
@@ -79,4 +85,5 @@ def _tensors(values: tuple) -> Iterator[Tensor]:
 
 def is_defined(operator: Operator) -> bool:
     """Has anybody defined the operator's schema?"""
-    return compat.schema_of(operator.qualname) is not None
+    name, _, overload = operator.qualname.partition(".")
+    return compat.schema_of(name, overload) is not None
