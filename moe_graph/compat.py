@@ -6,10 +6,11 @@ import torch
 from torch.library import Library
 
 
-def schema_of(qualname: str, overload: str = "") -> torch._C.FunctionSchema | None:
-    """The schema of an operator's overload, by default the default one, or None if nobody has defined it."""
+def schema_of(qualname: str) -> torch._C.FunctionSchema | None:
+    """The schema of an operator, "npu::name" or "npu::name.overload", or None if nobody has defined it."""
+    name, _, overload = qualname.partition(".")
     try:
-        return torch._C._get_schema(qualname, overload)
+        return torch._C._get_schema(name, overload)
     except RuntimeError:
         return None
 

@@ -85,5 +85,4 @@ def _tensors(values: tuple) -> Iterator[Tensor]:
 
 def is_defined(operator: Operator) -> bool:
     """Has anybody defined the operator's schema?"""
-    name, _, overload = operator.qualname.partition(".")
-    return compat.schema_of(name, overload) is not None
+    return compat.schema_of(operator.qualname) is not None

@@ -66,7 +66,7 @@ def test_columns(grouping, dtype, seed):
 def test_columns_of_several_weights():
     x, weights = random((4, 9), FLOAT32, 0), [random((size, 3), FLOAT32, size) for size in (2, 0, 5)]
     outputs = call([x], weights, group_type=2, split_item=0)
-    for y, part, weight in zip(outputs, x[:, :7].split([2, 0, 5], 1), weights, strict=True):
+    for y, part, weight in zip(outputs, x[:, :7].split([2, 0, 5], 1), weights):
         assert_near(y, reference.product(numbers(part), numbers(weight)), FLOAT32)
 
 
@@ -78,7 +78,7 @@ def test_separate_tensors(leading, dtype):
     weight = [random((k, n), dtype, 2) for _, k, n in shapes]
     bias = [random((n,), dtype, 3) for *_, n in shapes]
     outputs = call(x, weight, bias=bias, group_type=-1)
-    for y, a, b, c in zip(outputs, x, weight, bias, strict=True):
+    for y, a, b, c in zip(outputs, x, weight, bias):
         assert y.shape == (*a.shape[:-1], b.shape[-1])
         expected = reference.product(numbers(a.flatten(0, -2)), numbers(b), (numbers(c), False))
         assert_near(y.flatten(0, -2), expected, dtype)
@@ -223,7 +223,7 @@ def assert_same_gradients(own, composed, inputs, upstream):
         first = torch.autograd.grad(function(*inputs), inputs, upstream.requires_grad_(), create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), (*inputs, upstream), allow_unused=True)
         results.append([g if g is not None else torch.zeros(()) for g in (*first, *second)])
-    for mine, theirs in zip(*results, strict=True):
+    for mine, theirs in zip(*results):
         torch.testing.assert_close(mine, theirs)
 
 

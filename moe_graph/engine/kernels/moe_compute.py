@@ -1,0 +1,61 @@
+"""Compute operators of a Mixture-of-Experts layer: GE's names and attributes over the fallbacks of `moe_graph.family`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_graph.engine.registry import Tensors, kernel
+from moe_graph.family import dtypes
+from moe_graph.family.grouped_matmul import grouped_matmul as grouped_matmul_fallback
+
+# GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open.
+_GROUPED_MATMUL_DTYPES = {0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
+
+
+@kernel("GroupedMatmul")
+def grouped_matmul(
+    x: Tensors,
+    weight: Tensors,
+    bias: Tensors,
+    scale: Tensors,
+    offset: Tensors,
+    antiquant_scale: Tensors,
+    antiquant_offset: Tensors,
+    group_list: Tensor | None = None,
+    per_token_scale: Tensor | None = None,
+    *,
+    split_item: int = 0,
+    dtype: int = 0,
+    transpose_weight: bool = False,
+    transpose_x: bool = False,
+    group_type: int = -1,
+    group_list_type: int = 0,
+    act_type: int = 0,
+    tuning_config: list | None = None,
+) -> list[Tensor]:
+    """GE GroupedMatmul. A dynamic input that is left out comes as one tensor of no elements; matrices come as they are, never
+    transposed by an attribute. With group_type -1 a group_list is the one that was given as integers."""
+    if transpose_weight or transpose_x:
+        raise ValueError("transpose_weight and transpose_x must be false, as torchair sets them")
+    listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
+    return grouped_matmul_fallback(
+        x,
+        weight,
+        bias=_given(bias),
+        scale=_given(scale),
+        offset=_given(offset),
+        antiquant_scale=_given(antiquant_scale),
+        antiquant_offset=_given(antiquant_offset),
+        per_token_scale=None if per_token_scale is None else [per_token_scale],
+        group_list=listed,
+        split_item=split_item,
+        group_type=group_type,
+        group_list_type=group_list_type,
+        act_type=act_type,
+        output_dtype=dtypes.to_number(_GROUPED_MATMUL_DTYPES[dtype]) if x[0].dtype == torch.int8 else None,
+    )
+
+
+def _given(tensors: Tensors) -> Tensors | None:
+    return None if len(tensors) == 1 and tensors[0].shape == (0,) else tensors or None

@@ -1,0 +1,128 @@
+"""The compute operators in graph mode: torchair's own converters, executed by the engine, equal the fallback on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch_npu
+import torchair
+from family.grouped_matmul import random
+
+from moe_graph import testing
+
+HALVES = [torch.float16, torch.bfloat16]
+each_mode = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+
+
+def assert_lowers(function, inputs, dynamic, more_inputs=(), **nodes):
+    lowered = testing.lower(function, *inputs, more_inputs=more_inputs if dynamic else (), dynamic=dynamic)
+    testing.assert_one_graph(lowered)
+    testing.assert_nodes(lowered.graph, **nodes)
+    testing.assert_equals_eager(lowered)
+    return lowered
+
+
+def rows(count, dtype, seed=0):
+    return random((count, 16), dtype, seed), random((3, 16, 8), dtype, seed + 1), torch.tensor([2, 2, count])
+
+
+@each_mode
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_grouped_matmul_rows(dynamic, dtype, with_bias):
+    def function(x, weight, listed, bias=None):
+        biases = None if bias is None else [bias]
+        return torch_npu.npu_grouped_matmul([x], [weight], bias=biases, group_list=listed, group_type=0, split_item=3)
+
+    bias = (random((3, 8), torch.float32 if dtype != torch.float16 else dtype, 5),) if with_bias else ()
+    more = [(*rows(9, dtype), *bias), (*rows(31, dtype, 3), *bias)]
+    assert_lowers(function, (*rows(6, dtype), *bias), dynamic, more, GroupedMatmul=1)
+
+
+@each_mode
+@pytest.mark.parametrize("dtype", [*HALVES, torch.int32])
+@pytest.mark.parametrize("act_type", [0, 5])
+def test_grouped_matmul_int8(dynamic, dtype, act_type):
+    quantized = dtype != torch.int32
+    scale, tokens = random((3, 8), torch.float32, 3).abs() / 999, random((6,), torch.float32, 4)
+
+    def function(x, weight, listed, scale, tokens):
+        scales = {"scale": [scale], "per_token_scale": [tokens], "act_type": act_type} if quantized else {}
+        return torch_npu.npu_grouped_matmul(
+            [x], [weight], group_list=listed, group_type=0, split_item=2, output_dtype=dtype, **scales
+        )
+
+    assert_lowers(function, (*rows(6, torch.int8), scale, tokens), dynamic, GroupedMatmul=1)
+
+
+@each_mode
+@pytest.mark.parametrize("kind", [1, 2])
+def test_grouped_matmul_columns(dynamic, kind):
+    def function(x, weight, listed):
+        return torch_npu.npu_grouped_matmul(
+            [x.t()], [weight], group_list=listed, group_type=2, split_item=3, group_list_type=kind
+        )
+
+    sizes = torch.tensor([2, 0, 4] if kind == 1 else [[2, 2], [0, 4], [1, 0]])
+    inputs = random((6, 4), torch.float16, 0), random((6, 5), torch.float16, 1), sizes
+    assert_lowers(function, inputs, dynamic, GroupedMatmul=1)
+
+
+@each_mode
+def test_grouped_matmul_separate(dynamic):
+    def function(a, b, first, second, bias):
+        return torch_npu.npu_grouped_matmul([a, b], [first, second], bias=[bias, bias], group_type=-1)
+
+    def inputs(count):
+        shapes = [(count, 4), (2 * count, 6), (4, 5), (6, 5), (5,)]
+        return [random(shape, torch.float16, seed) for seed, shape in enumerate(shapes)]
+
+    assert_lowers(function, inputs(9), dynamic, [inputs(3)], GroupedMatmul=1)
+
+
+@each_mode
+def test_grouped_matmul_int8_weights(dynamic):
+    def function(x, weight, listed, scale, offset):
+        return torch_npu.npu_grouped_matmul(
+            [x],
+            [weight],
+            antiquant_scale=[scale],
+            antiquant_offset=[offset],
+            group_list=listed,
+            group_type=0,
+            split_item=3,
+        )
+
+    x, _, listed = rows(6, torch.bfloat16)
+    scale, offset = random((3, 8), torch.bfloat16, 1) / 99, random((3, 8), torch.bfloat16, 2)
+    assert_lowers(function, (x, random((3, 16, 8), torch.int8, 3), listed, scale, offset), dynamic, GroupedMatmul=1)
+
+
+@each_mode
+def test_grouped_matmul_group_list_of_integers(dynamic):
+    def function(x, first, second):
+        return torch_npu.npu_grouped_matmul([x], [first, second], group_list=[2, 6], split_item=3)
+
+    inputs = [random(shape, torch.float16, seed) for seed, shape in enumerate([(6, 4), (4, 5), (4, 5)])]
+    assert_lowers(function, inputs, dynamic, GroupedMatmul=1)
+
+
+@each_mode
+def test_grouped_matmul_trains(dynamic):
+    """Forward and backward are lowered, and give eager's gradients."""
+    backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+
+    def loss(x, weight, listed):
+        return (
+            torch_npu.npu_grouped_matmul([x], [weight], group_list=listed, group_type=0, split_item=3)[0].square().sum()
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend=backend, dynamic=dynamic, fullgraph=True)
+    for count in (6, 9):
+        x, weight, listed = rows(count, torch.float32)
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        expected = torch.autograd.grad(loss(x, weight, listed), (x, weight))
+        on_npu = [tensor.detach().npu().requires_grad_() for tensor in (x, weight)]
+        found = torch.autograd.grad(compiled(*on_npu, listed.npu()), on_npu)
+        torch.testing.assert_close([grad.cpu() for grad in found], list(expected))
