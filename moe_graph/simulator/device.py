@@ -53,9 +53,10 @@ def start() -> bool:
 
         torchair_core.install()
         _import_torch_npu(wheel)
-        from moe_graph.simulator import communication, eager
+        from moe_graph.simulator import communication, eager, family
 
         eager.install()
+        family.install()
         communication.install()
         _library = libraries[0]
         _switch_on_by_environment()

@@ -1,0 +1,56 @@
+"""The operators around re-routing on NPU tensors: called as on a device, compared with the same call on CPU tensors."""
+
+import pytest
+import torch
+import torch_npu
+
+from moe_graph import family
+
+GROUPS = torch.tensor([3, 0, 5])
+
+
+def swiglu(x):
+    return torch_npu.npu_swiglu(x)
+
+
+def grouped_matmul(x, weight):
+    groups = GROUPS.to(x.device)
+    return torch_npu.npu_grouped_matmul(
+        [x], [weight], group_list=groups, group_list_type=1, group_type=0, split_item=2
+    )[0]
+
+
+CALLS = {
+    "swiglu": (swiglu, lambda: (torch.randn(8, 6),)),
+    "grouped_matmul": (grouped_matmul, lambda: (torch.randn(8, 6), torch.randn(3, 6, 4))),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_eager_equals_the_cpu(name):
+    function, make = CALLS[name]
+    inputs = make()
+    result = function(*(x.npu() for x in inputs))
+    assert result.device.type == "npu"
+    torch.testing.assert_close(result.cpu(), function(*inputs))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_equal_the_cpus(name):
+    function, make = CALLS[name]
+    inputs = make()
+    gradients = []
+    for device in ("cpu", "npu"):
+        leaves = [x.detach().to(device).requires_grad_() for x in inputs]
+        output = function(*leaves)
+        gradients.append(torch.autograd.grad(output.square().sum(), leaves))
+    for on_cpu, on_npu in zip(*gradients):
+        assert on_npu.device.type == "npu"
+        torch.testing.assert_close(on_npu.cpu(), on_cpu)
+
+
+@pytest.mark.parametrize("operator", family.OPERATORS, ids=lambda operator: operator.name)
+def test_every_operator_has_a_kernel_for_the_device(operator):
+    lines = torch._C._dispatch_dump(operator.qualname).splitlines()
+    (active, *_) = [line for line in lines if line.startswith("PrivateUse1:")]
+    assert "moe_graph/simulator/family.py" in active
