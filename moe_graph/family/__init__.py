@@ -5,9 +5,15 @@ Each module holds the checks of its arguments, the fake implementation, the any-
     declaration   how an operator is declared          checks    the checks' errors
 """
 
-from moe_graph.family import grouped_matmul, swiglu
+from moe_graph.family import dynamic_quant, grouped_matmul, swiglu
 from moe_graph.family.declaration import Operator
 
-OPERATORS: tuple[Operator, ...] = (grouped_matmul.OPERATOR, grouped_matmul.LIST_OPERATOR, swiglu.OPERATOR)
+OPERATORS: tuple[Operator, ...] = (
+    grouped_matmul.OPERATOR,
+    grouped_matmul.LIST_OPERATOR,
+    swiglu.OPERATOR,
+    swiglu.BACKWARD_OPERATOR,
+    dynamic_quant.OPERATOR,
+)
 
 __all__ = ["OPERATORS", "Operator"]

@@ -126,3 +126,39 @@ def test_grouped_matmul_trains(dynamic):
         on_npu = [tensor.detach().npu().requires_grad_() for tensor in (x, weight)]
         found = torch.autograd.grad(compiled(*on_npu, listed.npu()), on_npu)
         torch.testing.assert_close([grad.cpu() for grad in found], list(expected))
+
+
+@each_mode
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_swiglu(dynamic, dtype, dim):
+    more = [(random((10, 16), dtype, 1),), (random((20, 16), dtype, 2),)]
+    assert_lowers(lambda x: torch_npu.npu_swiglu(x, dim), (random((6, 16), dtype, 0),), dynamic, more, SwiGlu=1)
+
+
+@each_mode
+def test_swiglu_backward(dynamic):
+    inputs = random((6, 8), torch.float16, 0), random((6, 16), torch.float16, 1)
+    more = [(random((9, 8), torch.float16, 0), random((9, 16), torch.float16, 1))]
+    assert_lowers(lambda grad, x: torch_npu.npu_swiglu_backward(grad, x), inputs, dynamic, more, SwiGluGrad=1)
+
+
+@each_mode
+@pytest.mark.parametrize("mode", ["pertoken", "pertensor", "perchannel"])
+def test_dynamic_quant(dynamic, mode):
+    nodes = {"DynamicQuant": 1} if mode == "pertoken" else {"DynamicQuantV2": 1}
+    more = [(random((5, 12, 16), torch.float16, 1),)]
+    inputs = (random((3, 7, 16), torch.float16, 0),)
+    assert_lowers(lambda x: torch_npu.npu_dynamic_quant(x, quant_mode=mode), inputs, dynamic, more, **nodes)
+
+
+@each_mode
+def test_dynamic_quant_of_groups(dynamic):
+    def function(x, smooth, group_index):
+        return torch_npu.npu_dynamic_quant(x, smooth_scales=smooth, group_index=group_index)
+
+    def inputs(count):
+        ends = torch.tensor([2, 2, count], dtype=torch.int32)
+        return random((count, 16), torch.bfloat16, 0), random((3, 16), torch.bfloat16, 1), ends
+
+    assert_lowers(function, inputs(6), dynamic, [inputs(9)], DynamicQuant=1)

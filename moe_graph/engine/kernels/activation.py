@@ -210,10 +210,3 @@ def threshold_v2(x: Tensor, threshold: Tensor, value: Tensor | None = None) -> T
 def threshold_grad_v2d(gradients: Tensor, features: Tensor, *, threshold: float) -> Tensor:
     """GE ThresholdGradV2D: gradients where features are above threshold, else 0."""
     return torch.where(features > threshold, gradients, torch.zeros_like(gradients))
-
-
-@kernel("SwiGlu")
-def swi_glu(x: Tensor, *, dim: int = -1) -> Tensor:
-    """GE SwiGlu: the swish of the first half of x along dim times the second half."""
-    first, second = x.chunk(2, dim)
-    return functional.silu(first) * second

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_graph.engine.dtypes import from_ge
 from moe_graph.engine.registry import Tensors, kernel
-from moe_graph.family import dtypes
+from moe_graph.family import dtypes, swiglu
+from moe_graph.family.dynamic_quant import dynamic_quant as dynamic_quant_fallback
 from moe_graph.family.grouped_matmul import grouped_matmul as grouped_matmul_fallback
 
 # GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open.
@@ -59,3 +61,50 @@ def grouped_matmul(
 
 def _given(tensors: Tensors) -> Tensors | None:
     return None if len(tensors) == 1 and tensors[0].shape == (0,) else tensors or None
+
+
+@kernel("SwiGlu")
+def swi_glu(x: Tensor, *, dim: int = -1) -> Tensor:
+    """GE SwiGlu: the swish of the first half of x along dim times the second half."""
+    return swiglu.swiglu(x, dim)
+
+
+@kernel("SwiGluGrad")
+def swi_glu_grad(y_grad: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
+    """GE SwiGluGrad: gradient of SwiGlu at x."""
+    return swiglu.swiglu_backward(y_grad, x, dim)
+
+
+def _only_int8(dst_type: int) -> None:
+    if from_ge(dst_type).name != "DT_INT8":
+        raise ValueError(f"dst_type must be DT_INT8 (no other type has a fallback), got {from_ge(dst_type).name}")
+
+
+@kernel("DynamicQuant")
+def dynamic_quant(
+    x: Tensor, smooth_scales: Tensor | None = None, group_index: Tensor | None = None, *, dst_type: int = 2
+) -> tuple[Tensor, Tensor]:
+    """GE DynamicQuant: int8 and a scale for each token."""
+    _only_int8(dst_type)
+    return dynamic_quant_fallback(x, smooth_scales=smooth_scales, group_index=group_index)
+
+
+@kernel("DynamicQuantV2")
+def dynamic_quant_v2(
+    x: Tensor,
+    smooth_scales: Tensor | None = None,
+    group_index: Tensor | None = None,
+    *,
+    dst_type: int = 2,
+    is_symmetrical: bool = False,
+    quant_mode: str = "pertoken",
+    dst_type_max: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GE DynamicQuantV2, the symmetric form: its third output, the offset, is 0 and read by nobody."""
+    _only_int8(dst_type)
+    if not is_symmetrical:
+        raise ValueError("is_symmetrical must be true: asymmetric quantization is not modelled")
+    y, scale = dynamic_quant_fallback(
+        x, smooth_scales=smooth_scales, group_index=group_index, quant_mode=quant_mode, dst_type_max=dst_type_max
+    )
+    return y, scale, torch.zeros_like(scale)
