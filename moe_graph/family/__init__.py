@@ -5,7 +5,7 @@ Each module holds the checks of its arguments, the fake implementation, the any-
     declaration   how an operator is declared          checks    the checks' errors
 """
 
-from moe_graph.family import dynamic_quant, grouped_matmul, swiglu
+from moe_graph.family import dequant_swiglu_quant, dynamic_quant, grouped_matmul, swiglu
 from moe_graph.family.declaration import Operator
 
 OPERATORS: tuple[Operator, ...] = (
@@ -14,6 +14,7 @@ OPERATORS: tuple[Operator, ...] = (
     swiglu.OPERATOR,
     swiglu.BACKWARD_OPERATOR,
     dynamic_quant.OPERATOR,
+    dequant_swiglu_quant.OPERATOR,
 )
 
 __all__ = ["OPERATORS", "Operator"]

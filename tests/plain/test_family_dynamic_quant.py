@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from family.grouped_matmul import groupings, random
+from family.quantization import assert_quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,18 +14,6 @@ import moe_graph  # noqa: F401  registers the operator
 
 operator = torch.ops.npu.npu_dynamic_quant
 HALVES = st.sampled_from([torch.float16, torch.bfloat16])
-
-
-def assert_quantized(y, scale, values):
-    """y * scale is within half a step of `values` [N, M], a scale for each row, and the largest value is +-127."""
-    for row, quantized, one in zip(values, y, scale):
-        largest = max(map(abs, row), default=0.0)
-        assert one == pytest.approx(largest / 127, rel=1e-6)
-        for value, number in zip(row, quantized):
-            step = one if one else 1.0
-            assert abs(number * one - value) <= step * (0.5 + 1e-4)
-            if abs(value) == largest and largest:
-                assert abs(number) == 127
 
 
 @settings(max_examples=60, deadline=None)

@@ -162,3 +162,35 @@ def test_dynamic_quant_of_groups(dynamic):
         return random((count, 16), torch.bfloat16, 0), random((3, 16), torch.bfloat16, 1), ends
 
     assert_lowers(function, inputs(6), dynamic, [inputs(9)], DynamicQuant=1)
+
+
+@each_mode
+@pytest.mark.parametrize("swiglu_mode", [0, 1])
+def test_dequant_swiglu_quant_of_groups(dynamic, swiglu_mode):
+    def function(x, weight, tokens, smooth, group_index):
+        return torch_npu.npu_dequant_swiglu_quant(
+            x,
+            weight_scale=weight,
+            activation_scale=tokens,
+            quant_scale=smooth,
+            group_index=group_index,
+            activate_left=True,
+            quant_mode=1,
+            swiglu_mode=swiglu_mode,
+        )
+
+    def inputs(count):
+        x, tokens = random((count, 16), torch.int32, 0), random((count,), torch.float32, 1)
+        weight, smooth = random((3, 16), torch.float32, 2), random((3, 8), torch.float32, 3)
+        return x, weight, tokens, smooth, torch.tensor([2, 0, count - 2])
+
+    assert_lowers(function, inputs(6), dynamic, [inputs(9)], DequantSwigluQuant=1)
+
+
+@each_mode
+def test_dequant_swiglu_quant_static(dynamic):
+    def function(x, scale, offset):
+        return torch_npu.npu_dequant_swiglu_quant(x, quant_scale=scale, quant_offset=offset, quant_mode=0)
+
+    inputs = random((6, 16), torch.bfloat16, 0), random((1,), torch.float32, 1).abs(), random((1,), torch.float32, 2)
+    assert_lowers(function, inputs, dynamic, DequantSwigluQuant=1)

@@ -8,6 +8,8 @@ from torch import Tensor
 from moe_graph.engine.dtypes import from_ge
 from moe_graph.engine.registry import Tensors, kernel
 from moe_graph.family import dtypes, swiglu
+from moe_graph.family.dequant_swiglu_quant import DYNAMIC, STATIC
+from moe_graph.family.dequant_swiglu_quant import dequant_swiglu_quant as dequant_swiglu_quant_fallback
 from moe_graph.family.dynamic_quant import dynamic_quant as dynamic_quant_fallback
 from moe_graph.family.grouped_matmul import grouped_matmul as grouped_matmul_fallback
 
@@ -108,3 +110,48 @@ def dynamic_quant_v2(
         x, smooth_scales=smooth_scales, group_index=group_index, quant_mode=quant_mode, dst_type_max=dst_type_max
     )
     return y, scale, torch.zeros_like(scale)
+
+
+@kernel("DequantSwigluQuant")
+def dequant_swiglu_quant(
+    x: Tensor,
+    weight_scale: Tensor | None = None,
+    activation_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    quant_scale: Tensor | None = None,
+    quant_offset: Tensor | None = None,
+    group_index: Tensor | None = None,
+    *,
+    activate_left: bool = False,
+    quant_mode: str = "static",
+    dst_type: int = 2,
+    round_mode: str = "rint",
+    activate_dim: int = -1,
+    swiglu_mode: int = 0,
+    clamp_limit: float = 7.0,
+    glu_alpha: float = 1.702,
+    glu_bias: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """GE DequantSwigluQuant: dequantize, swiglu, quantize to int8."""
+    _only_int8(dst_type)
+    if round_mode != "rint":
+        raise ValueError(f"round_mode must be 'rint' for int8, got {round_mode!r}")
+    modes = {"static": STATIC, "dynamic": DYNAMIC}
+    if quant_mode not in modes:
+        raise ValueError(f"quant_mode must be one of {list(modes)}, got {quant_mode!r}")
+    return dequant_swiglu_quant_fallback(
+        x,
+        weight_scale=weight_scale,
+        activation_scale=activation_scale,
+        bias=bias,
+        quant_scale=quant_scale,
+        quant_offset=quant_offset,
+        group_index=group_index,
+        activate_left=activate_left,
+        quant_mode=modes[quant_mode],
+        activate_dim=activate_dim,
+        swiglu_mode=swiglu_mode,
+        clamp_limit=clamp_limit,
+        glu_alpha=glu_alpha,
+        glu_bias=glu_bias,
+    )
