@@ -1,0 +1,108 @@
+"""What a dump leaves open and its operators make certain: types and shapes, and the FX node behind operators that do not name it.
+
+torchair describes the last operator of each FX node only. Filled in here is what follows without knowing an operator's inference in
+full; everything else stays unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moe_graph.dumps.model import INPUT_TYPES, Descriptor, Edge, Graph, Node
+from moe_graph.dumps.reading_dtypes import word_of_number
+
+CONSTANT_TYPES = frozenset({"Const", "Constant", "ConstPlaceHolder"})
+# Outputs of the type of the first input.
+_AS_FIRST = frozenset(
+    "Transpose TransposeD Reshape Identity TensorMove Squeeze Unsqueeze ExpandDims Flatten SplitV SplitVD Split SplitD Slice "
+    "StridedSlice GatherV2 Gather Tile BroadcastTo Muls Adds MaskedFill Relu Sigmoid Rsqrt Sqrt Exp Neg ReduceSum ReduceMean "
+    "ReduceMax Cumsum Contiguous".split()
+)
+# Outputs of the type their inputs have in common.
+_AS_ALL = frozenset(
+    "Add Sub Mul Div RealDiv FloorDiv FloorMod Maximum Minimum Pow Pack ConcatV2 Concat ConcatD".split()
+)
+TRANSPOSES = frozenset({"Transpose", "TransposeD"})
+# FX operators that only permute dimensions.
+TRANSPOSING = frozenset(
+    "aten.t.default aten.transpose.int aten.permute.default aten.numpy_T.default aten.mT.default aten.movedim.int".split()
+)
+# torchair puts views off until an operator reads them, and then notes no FX node on what it makes of them.
+VIEW = "a view read by "
+_SHAPE_AS_FIRST = frozenset({"Cast", "Identity", "TensorMove"})
+
+
+def complete(graph: Graph) -> Graph:
+    """The graph with what is certain filled in, nodes in their order."""
+    outputs: dict[str, tuple[Descriptor, ...]] = {}
+    nodes = []
+    for node in graph.nodes:
+        found = tuple(_infer(node, at, desc, outputs) for at, desc in enumerate(node.outputs))
+        outputs[node.name] = found
+        nodes.append(replace(node, outputs=found) if found != node.outputs else node)
+    return replace(graph, nodes=tuple(_name_fx(nodes)))
+
+
+def _infer(node: Node, at: int, desc: Descriptor, outputs: dict[str, tuple[Descriptor, ...]]) -> Descriptor:
+    sources = [
+        outputs[edge.node][edge.output]
+        for edge in node.inputs
+        if edge is not None and not edge.is_control and edge.output < len(outputs.get(edge.node, ()))
+    ]
+    dtype, shape = desc.dtype, desc.shape
+    if not dtype:
+        if node.type == "Cast" and isinstance(node.attributes.get("dst_type"), int):
+            dtype = word_of_number(node.attributes["dst_type"])
+        elif node.type in _AS_FIRST and sources:
+            dtype = sources[0].dtype
+        elif node.type in _AS_ALL and len({source.dtype for source in sources}) == 1:
+            dtype = sources[0].dtype
+        elif node.type == "Shape":
+            dtype = word_of_number(node.attributes.get("dtype", 3))
+    if shape is None and node.type in _SHAPE_AS_FIRST and sources:
+        shape = sources[0].shape
+    if node.type == "MoeReRouting" and (not dtype or shape is None):
+        known = _re_routing(at, node, outputs)
+        dtype, shape = dtype or known.dtype, known.shape if shape is None else shape
+    return replace(desc, dtype=dtype, shape=shape) if (dtype, shape) != (desc.dtype, desc.shape) else desc
+
+
+def _re_routing(at: int, node: Node, outputs: dict[str, tuple[Descriptor, ...]]) -> Descriptor:
+    """An output of MoeReRouting by its contract (moe_graph/contract.py), as far as its inputs are known."""
+    unknown = Descriptor("", None)
+    tokens, counts, scales = (*(_source(edge, outputs) for edge in node.inputs[:3]), unknown, unknown, unknown)[:3]
+    has_scales = len(node.inputs) > 2 and node.inputs[2] is not None and not node.inputs[2].is_control
+    rows = None if not tokens.shape else tokens.shape[:1]
+    if at == 0:
+        return tokens
+    if at == 1:
+        return scales if has_scales else Descriptor("float32", rows)
+    if at == 2:
+        return Descriptor("int32", rows)
+    return Descriptor(counts.dtype, None if not counts.shape else counts.shape[-1:])
+
+
+def _source(edge: Edge | None, outputs: dict[str, tuple[Descriptor, ...]]) -> Descriptor:
+    found = () if edge is None or edge.is_control else outputs.get(edge.node, ())
+    return found[edge.output] if edge is not None and edge.output < len(found) else Descriptor("", None)
+
+
+def _name_fx(nodes: list[Node]) -> list[Node]:
+    """torchair names the FX node on the last operator of its lowering: the operators before it take the name from their reader."""
+    names: dict[str, str] = {}
+    for node in reversed(nodes):
+        fx = node.fx or names.get(node.name, "")
+        names[node.name] = fx
+        if fx:
+            for edge in node.inputs:
+                if edge is not None and not edge.is_control:
+                    names[edge.node] = fx  # the nearest reader's: it is met last
+    return [_named(node, names[node.name]) for node in nodes]
+
+
+def _named(node: Node, fx: str) -> Node:
+    if node.fx or not fx or node.type in INPUT_TYPES | CONSTANT_TYPES:
+        return node
+    # On a view it did note the FX tensor, which nothing else says of a Transpose.
+    viewed = node.type in TRANSPOSES and node.outputs and node.outputs[0].shape is not None
+    return replace(node, fx=f"{VIEW}{fx}" if viewed and not fx.startswith(VIEW) else fx)

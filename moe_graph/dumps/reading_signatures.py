@@ -1,0 +1,101 @@
+"""How torchair's functions for GE operators are declared: which parameters are inputs, and the attributes' defaults.
+
+Read from the sources in the installed torch_npu wheel, as text: neither torch_npu nor torchair is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path("dynamo", "torchair")
+_FILES = (
+    Path("_ge_concrete_graph", "auto_generated_ge_raw_ops.py"),
+    Path("_ge_concrete_graph", "dynamic_output_ops.py"),
+    Path("ge", "_ge_graph.py"),
+)
+_DECORATOR = "@auto_convert_to_tensor("
+_NOT_ATTRIBUTES = frozenset({"dependencies", "node_name"})
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of an operator. dynamic: a list of any length. index: a number passed for it becomes an int64 constant."""
+
+    name: str
+    dynamic: bool
+    index: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """`inputs` in order, then `attributes` with the values they have when they are not given."""
+
+    inputs: tuple[Input, ...]
+    attributes: dict[str, Any]
+
+
+@functools.cache
+def signature(kind: str) -> Signature | None:
+    """Of the function for GE type `kind`; None if torch_npu is not installed or declares none."""
+    for source in _sources():
+        at = source.find(f"\ndef {kind}(")
+        if at >= 0:
+            return _parse(source, at + 1, kind)
+    return None
+
+
+@functools.cache
+def _sources() -> tuple[str, ...]:
+    wheel = importlib.util.find_spec("torch_npu")
+    if wheel is None or wheel.origin is None:
+        return ()
+    folder = Path(wheel.origin).parent / _FOLDER
+    return tuple((folder / name).read_text() for name in _FILES if (folder / name).is_file())
+
+
+def _parse(source: str, at: int, kind: str) -> Signature | None:
+    decorated = source.rfind(_DECORATOR, 0, at)
+    if decorated < 0 or source[decorated + len(_DECORATOR) : at].count("\ndef "):
+        return None
+    header = source[decorated : _closing(source, at + len("def ") + len(kind)) + 1]
+    try:
+        (function,) = ast.parse(f"{header}: pass").body
+    except (SyntaxError, ValueError):
+        return None
+    if not (isinstance(function, ast.FunctionDef) and isinstance(function.decorator_list[-1], ast.Call)):
+        return None
+    decorator = function.decorator_list[-1]
+    dynamic = ast.literal_eval(decorator.args[0])
+    types = next((keyword.value for keyword in decorator.keywords if keyword.arg == "inputs_tensor_type"), None)
+    index = [ast.unparse(element).endswith("TT_INDEX_NUMBER") for element in types.elts] if types is not None else []
+    parameters = [parameter.arg for parameter in function.args.args]
+    inputs = tuple(
+        Input(name, many, at < len(index) and index[at]) for at, (name, many) in enumerate(zip(parameters, dynamic))
+    )
+    defaults = dict(zip(reversed(parameters), reversed(function.args.defaults)))
+    defaults.update(zip((parameter.arg for parameter in function.args.kwonlyargs), function.args.kw_defaults))
+    taken = _NOT_ATTRIBUTES.union(parameters[: len(inputs)])
+    known = {name: _default(value) for name, value in defaults.items() if name not in taken and value is not None}
+    return Signature(inputs, {name: value for name, value in known.items() if value is not None})
+
+
+def _default(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return ast.unparse(value)
+
+
+def _closing(source: str, opening: int) -> int:
+    """Where the parenthesis at `opening` closes. Declarations hold no parentheses in text."""
+    depth = 0
+    for at in range(opening, len(source)):
+        depth += (source[at] == "(") - (source[at] == ")")
+        if not depth:
+            return at
+    return len(source)
