@@ -5,10 +5,12 @@ Each module holds the checks of its arguments, the fake implementation, the any-
     declaration   how an operator is declared          checks    the checks' errors
 """
 
-from moe_graph.family import dequant_swiglu_quant, dynamic_quant, grouped_matmul, swiglu
+from moe_graph.family import dequant_swiglu_quant, dynamic_quant, gating_top_k, grouped_matmul, init_routing_v2, swiglu
 from moe_graph.family.declaration import Operator
 
 OPERATORS: tuple[Operator, ...] = (
+    gating_top_k.OPERATOR,
+    init_routing_v2.OPERATOR,
     grouped_matmul.OPERATOR,
     grouped_matmul.LIST_OPERATOR,
     swiglu.OPERATOR,

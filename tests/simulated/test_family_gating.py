@@ -1,0 +1,30 @@
+"""Gates in graph mode: torchair's converter, the engine's kernel, the CPU's numbers."""
+
+import pytest
+import torch
+import torch_npu
+
+from moe_graph import testing
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("norm_type", [0, 1], ids=["softmax", "sigmoid"])
+def test_gating_top_k(dynamic, norm_type):
+    def gate(x, bias):
+        return torch_npu.npu_moe_gating_top_k(
+            x,
+            3,
+            bias=bias,
+            k_group=2,
+            group_count=4,
+            group_select_mode=1,
+            norm_type=norm_type,
+            out_flag=True,
+            routed_scaling_factor=2.5,
+        )
+
+    bias = torch.rand(16)
+    more = [(torch.randn(7, 16), bias)] if dynamic else []
+    lowered = testing.lower(gate, torch.randn(5, 16), bias, more_inputs=more, dynamic=dynamic)
+    testing.assert_nodes(lowered.graph, MoeGatingTopK=1)
+    testing.assert_equals_eager(lowered)
