@@ -18,7 +18,6 @@ synchronization. The gradient is made of the operator itself and reads nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,8 +98,8 @@ def _by_rows(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, options:
     for position, ((start, stop, index), output) in enumerate(zip(segments, outputs)):
         if stop > start:
             rows = x[position] if len(x) > 1 else x[0][start:stop]
-            tokens = options.per_token_scale and [options.per_token_scale[0][start:stop]]
-            _product(rows, index, weight, form, replace(options, per_token_scale=tokens), output)
+            tokens = options.per_token_scale[0][start:stop] if options.per_token_scale else None
+            _product(rows, index, weight, form, options, output, tokens)
     return [joined] if form.joined else outputs
 
 
@@ -151,8 +150,16 @@ def _between(bounds: Sequence[int]) -> Iterator[tuple[int, int]]:
     return zip(bounds, bounds[1:])  # type: ignore[return-value]
 
 
-def _product(x: Tensor, index: int, weight: Sequence[Tensor], form: Form, options: Options, output: Tensor) -> None:
-    """One group's rows [m, K] times weight `index`, into `output` [m, N]."""
+def _product(
+    x: Tensor,
+    index: int,
+    weight: Sequence[Tensor],
+    form: Form,
+    options: Options,
+    output: Tensor,
+    token_scale: Tensor | None = None,
+) -> None:
+    """One group's rows [m, K] times weight `index`, into `output` [m, N]. token_scale: per_token_scale of these rows."""
 
     def of_group(tensors: Sequence[Tensor] | None) -> Tensor | None:
         return None if not tensors else tensors[0][index] if form.stacked else tensors[index]
@@ -170,8 +177,8 @@ def _product(x: Tensor, index: int, weight: Sequence[Tensor], form: Form, option
     scale = of_group(options.scale)
     if scale is not None:
         y = y.float() * scale.float()
-        if options.per_token_scale:
-            y *= options.per_token_scale[0].unsqueeze(1)
+        if token_scale is not None:
+            y *= token_scale.unsqueeze(1)
         y = ACTIVATIONS[options.act_type or 0](y if bias is None else y + bias.float())
     output.copy_(y)
 
