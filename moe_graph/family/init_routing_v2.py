@@ -17,7 +17,8 @@ Sources: the operator's page in the torch_npu documentation; the document of acl
 drop_pad_mode); op-plugin's test of the operator; torch_npu's fake implementation (shapes). What these leave undefined: rows of
 expanded_x and expanded_scale beyond the active ones, and pairs beyond the last, are 0 here; scatter indices beyond them are -1. An output
 that was not asked for (expert_tokens_num_flag False; expanded_scale with quant_mode 0) is a single 0, of torch_npu's fake shape ().
-Quantization is in float32 (the device's static one goes through float16, and may differ by 1).
+Quantization is in float32 (the device's static one goes through float16, and may differ by 1). The documents promise inference only; the
+fallback's expanded_x and expanded_scale have gradients, those of what they are composed of, where nothing is quantized.
 """
 
 from __future__ import annotations
@@ -284,4 +285,5 @@ OPERATOR = declare(
     "int? x_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=fake,
     fallback=init_routing_v2,
+    differentiable=True,
 )

@@ -219,3 +219,19 @@ def test_errors_of_tensors(x, expert_idx, message):
 def test_int8_is_not_quantized_again():
     with pytest.raises(ValueError, match="x must be of dtype .*, got torch.int8"):
         operator(X.char(), IDX, expert_num=5, quant_mode=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"active_expert_range": [1, 3]}, {"drop_pad_mode": 1, "expert_capacity": 2}])
+def test_gradients(options):
+    expert_idx = torch.tensor([[0, 2], [2, 1], [2, 0]], dtype=torch.int32)
+    x, scale = torch.randn(3, 4, requires_grad=True), torch.randn(3, requires_grad=True)
+    calls = {"expert_num": 3, "expert_tokens_num_type": 1, "scale": scale, **options}
+    expanded, index, _, expanded_scale = operator(x, expert_idx, **calls)
+    weight = torch.randn_like(expanded)
+    loss = (expanded * weight).sum() + (expanded_scale * torch.arange(len(expanded_scale))).sum()
+    found = torch.autograd.grad(loss, (x, scale))
+    rows = index.view(3, 2)  # where each token's copies went; -1: nowhere
+    flat = torch.cat([weight.view(-1, 4), torch.zeros(1, 4)])
+    places = torch.cat([torch.arange(len(expanded_scale)), torch.zeros(1, dtype=torch.int64)])
+    torch.testing.assert_close(found[0], flat[rows].sum(1))
+    torch.testing.assert_close(found[1], places[rows].sum(1).float())
