@@ -12,5 +12,6 @@ from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
 from moe_graph.dumps.reading import read
 from moe_graph.dumps.reading_definition import from_definition
 from moe_graph.dumps.reading_errors import DumpError
+from moe_graph.dumps.summary import Summary, summarise
 
-__all__ = ["Descriptor", "DumpError", "Edge", "Graph", "Node", "from_definition", "read"]
+__all__ = ["Descriptor", "DumpError", "Edge", "Graph", "Node", "Summary", "from_definition", "read", "summarise"]

@@ -75,6 +75,10 @@ def _node(node: Message) -> Node:
         outputs,
         {key: value for key, value in sorted(attributes.items()) if key not in _GE_BOOKKEEPING},
         fx=next(filter(None, map(fx_name, notes)), ""),
+        input_tensors=tuple(
+            None if e is None else _descriptor(descriptions["input"].get(at, {}))
+            for at, e in enumerate(e for e in edges if e is None or not e.is_control)
+        ),
     )
     return _constant(parsed) if kind in CONSTANT_TYPES else parsed
 

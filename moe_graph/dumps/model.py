@@ -58,6 +58,7 @@ class Node:
     attributes    values in Python's types; a constant's tensor under "value", as text when it is large
     source        lines of the model's code the node comes from ("model.py:12 in forward"), innermost last; empty if unknown
     fx            the FX node it was lowered from; "" if the dump does not say
+    input_tensors what the node says of its data inputs, in order, None for an absent one; empty if the dump does not say
     """
 
     name: str
@@ -68,6 +69,7 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     source: tuple[str, ...] = ()
     fx: str = ""
+    input_tensors: tuple[Descriptor | None, ...] = ()
 
 
 @dataclass(frozen=True)

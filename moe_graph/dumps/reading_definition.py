@@ -82,6 +82,7 @@ def _operator(op: Message) -> Node:
         tuple(map(descriptor, described)),
         attributes,
         fx=next(filter(None, notes), ""),
+        input_tensors=tuple(None if e is None else descriptor(desc) for e, desc in zip(in_order(edges), inputs)),
     )
 
 

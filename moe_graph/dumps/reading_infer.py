@@ -6,9 +6,10 @@ full; everything else stays unknown.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from moe_graph.dumps.model import INPUT_TYPES, Descriptor, Edge, Graph, Node
+from moe_graph.dumps.model import INPUT_TYPES, Descriptor, Graph, Node
 from moe_graph.dumps.reading_dtypes import word_of_number
 
 CONSTANT_TYPES = frozenset({"Const", "Constant", "ConstPlaceHolder"})
@@ -43,12 +44,25 @@ def complete(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(_name_fx(nodes)))
 
 
+def read_by(node: Node, at: int, outputs: Mapping[str, tuple[Descriptor, ...]]) -> Descriptor | None:
+    """What a node reads as its input `at`: what it says of it, completed by what the node it comes from says. None if it is not fed."""
+    edge = node.inputs[at]
+    if edge is None:
+        return None
+    found = outputs.get(edge.node, ())
+    given = found[edge.output] if 0 <= edge.output < len(found) else Descriptor("", None)
+    said = node.input_tensors[at] if at < len(node.input_tensors) else None
+    if said is None:
+        return given
+    return replace(given, dtype=said.dtype or given.dtype, shape=given.shape if said.shape is None else said.shape)
+
+
 def _infer(node: Node, at: int, desc: Descriptor, outputs: dict[str, tuple[Descriptor, ...]]) -> Descriptor:
-    sources = [
-        outputs[edge.node][edge.output]
-        for edge in node.inputs
-        if edge is not None and not edge.is_control and edge.output < len(outputs.get(edge.node, ()))
-    ]
+    count = sum(edge is None or not edge.is_control for edge in node.inputs)
+    inputs = [read_by(node, position, outputs) for position in range(count)]
+    sources = [source for source in inputs if source is not None]
+    if node.type == "MoeReRouting":
+        return _re_routing(at, desc, inputs)
     dtype, shape = desc.dtype, desc.shape
     if not dtype:
         if node.type == "Cast" and isinstance(node.attributes.get("dst_type"), int):
@@ -61,30 +75,21 @@ def _infer(node: Node, at: int, desc: Descriptor, outputs: dict[str, tuple[Descr
             dtype = word_of_number(node.attributes.get("dtype", 3))
     if shape is None and node.type in _SHAPE_AS_FIRST and sources:
         shape = sources[0].shape
-    if node.type == "MoeReRouting" and (not dtype or shape is None):
-        known = _re_routing(at, node, outputs)
-        dtype, shape = dtype or known.dtype, known.shape if shape is None else shape
     return replace(desc, dtype=dtype, shape=shape) if (dtype, shape) != (desc.dtype, desc.shape) else desc
 
 
-def _re_routing(at: int, node: Node, outputs: dict[str, tuple[Descriptor, ...]]) -> Descriptor:
-    """An output of MoeReRouting by its contract (moe_graph/contract.py), as far as its inputs are known."""
+def _re_routing(at: int, desc: Descriptor, inputs: list[Descriptor | None]) -> Descriptor:
+    """An output of MoeReRouting by its contract (moe_graph/contract.py), as far as its inputs are known: the dump may show a view."""
     unknown = Descriptor("", None)
-    tokens, counts, scales = (*(_source(edge, outputs) for edge in node.inputs[:3]), unknown, unknown, unknown)[:3]
-    has_scales = len(node.inputs) > 2 and node.inputs[2] is not None and not node.inputs[2].is_control
-    rows = None if not tokens.shape else tokens.shape[:1]
-    if at == 0:
-        return tokens
-    if at == 1:
-        return scales if has_scales else Descriptor("float32", rows)
-    if at == 2:
-        return Descriptor("int32", rows)
-    return Descriptor(counts.dtype, None if not counts.shape else counts.shape[-1:])
-
-
-def _source(edge: Edge | None, outputs: dict[str, tuple[Descriptor, ...]]) -> Descriptor:
-    found = () if edge is None or edge.is_control else outputs.get(edge.node, ())
-    return found[edge.output] if edge is not None and edge.output < len(found) else Descriptor("", None)
+    tokens, counts, scales = (*inputs, None, None, None)[:3]
+    tokens, counts = tokens or unknown, counts or unknown
+    rows = tokens.shape[:1] if tokens.shape else None
+    last = counts.shape[-1:] if counts.shape else None
+    known = (tokens, scales or Descriptor("float32", rows), Descriptor("int32", rows), Descriptor(counts.dtype, last))
+    expected = known[at] if at < len(known) else unknown
+    return replace(
+        desc, dtype=desc.dtype or expected.dtype, shape=desc.shape if expected.shape is None else expected.shape
+    )
 
 
 def _name_fx(nodes: list[Node]) -> list[Node]:

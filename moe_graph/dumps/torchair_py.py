@@ -186,10 +186,12 @@ class _Reader:
             if isinstance(e, ast.Name) and e.id in self.variables
         ]
         edges = [self._input(element, index, known, line) for _, element, index in given]
+        tensors = tuple(None if edge is None else self._described(edge) for edge in edges)
         attributes = dict(declared.attributes) if declared is not None else {}
         attributes.update({key: _literal(value) for key, value in keywords.items()})
         attributes = {key: value for key, value in sorted(attributes.items()) if value is not None}
-        return Node(name, kind, in_order([*edges, *controls]), tuple(name for name, _, _ in given), (), attributes)
+        names = tuple(name for name, _, _ in given)
+        return Node(name, kind, in_order([*edges, *controls]), names, (), attributes, input_tensors=tensors)
 
     def _inputs(
         self, declared: Signature | None, args: list[ast.expr], keywords: dict[str, ast.expr]

@@ -1,0 +1,130 @@
+"""`python -m moe_graph inspect DUMP...`: what dumps of graphs hold, as tables or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from moe_graph.dumps.model import Graph, Node
+from moe_graph.dumps.reading import files, read_file, share_sources
+from moe_graph.dumps.reading_errors import DumpError
+from moe_graph.dumps.summary import plain, summarise, tensor_dict
+
+SCHEMA = "moe_graph inspect 1"
+# Option -> the module whose `write(graph, path)` makes the file.
+PICTURES = {"html": "html", "svg": "svg", "dot": "dot", "onnx": "onnx_file"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 1 if a dump cannot be read or a picture cannot be written."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    graphs, failed = read_all(options.dumps)
+    wanted = {name: getattr(options, name) for name in PICTURES if getattr(options, name) is not None}
+    if wanted and len(graphs) != 1 and not failed:
+        parser.error(
+            f"{', '.join('--' + name for name in wanted)}: a picture is of one graph, got {len(graphs)}; name one dump"
+        )
+    for name, path in wanted.items() if len(graphs) == 1 else ():
+        failed |= not _draw(name, graphs[0], path)
+    if options.json:
+        print(
+            json.dumps(
+                {"schema": SCHEMA, "graphs": [_json(graph, options) for graph in graphs]}, indent=2, allow_nan=False
+            )
+        )
+    elif graphs and not wanted:
+        try:
+            from moe_graph.dumps.inspect_tables import show
+        except ImportError as error:
+            print(f"tables need the package rich ({error}): pip install rich, or use --json", file=sys.stderr)
+            return 1
+        show([(graph, chosen(graph, options) if _wants_nodes(options) else None) for graph in graphs])
+    return int(failed)
+
+
+def read_all(paths: Sequence[str]) -> tuple[list[Graph], bool]:
+    """The graphs of all dumps that can be read, with a line on stderr for each that cannot; and whether there was one."""
+    graphs, failed = [], False
+    for path in paths:
+        try:
+            found = files(path)
+        except DumpError as error:
+            print(error, file=sys.stderr)
+            failed = True
+            continue
+        for file in found:
+            try:
+                graphs += read_file(file)
+            except DumpError as error:
+                print(error, file=sys.stderr)
+                failed = True
+    return share_sources(graphs), failed
+
+
+def chosen(graph: Graph, options: argparse.Namespace) -> list[Node]:
+    """The nodes that pass every filter."""
+    return [
+        node
+        for node in graph.nodes
+        if (options.type is None or fnmatchcase(node.type, options.type))
+        and (options.name is None or fnmatchcase(node.name, options.name))
+        and (options.source is None or any(options.source in text for text in (*node.source, node.fx)))
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_graph inspect",
+        description="What dumps of graphs hold: torchair's (txt, pbtxt, py) and GE's (ge_onnx_*.pbtxt, ge_proto_*.txt). Needs no NPU.",
+    )
+    parser.add_argument("dumps", nargs="+", metavar="DUMP", help="a dump, or a folder of them")
+    parser.add_argument("--nodes", action="store_true", help="list the nodes; the filters below do so too")
+    parser.add_argument("--type", metavar="GLOB", help="only nodes of these types, e.g. 'Moe*'")
+    parser.add_argument("--name", metavar="GLOB", help="only nodes of these names")
+    parser.add_argument("--source", metavar="TEXT", help="only nodes with TEXT in their source lines or their FX node")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    for name in PICTURES:
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the graph to FILE as {name}")
+    return parser
+
+
+def _wants_nodes(options: argparse.Namespace) -> bool:
+    return options.nodes or any(value is not None for value in (options.type, options.name, options.source))
+
+
+def _draw(name: str, graph: Graph, path: Path) -> bool:
+    try:
+        importlib.import_module(f"moe_graph.dumps.{PICTURES[name]}").write(graph, path)
+    except (OSError, ImportError) as error:
+        print(f"--{name} {path}: {error}", file=sys.stderr)
+        return False
+    print(f"{path}: {graph.name}, {len(graph.nodes)} nodes", file=sys.stderr)
+    return True
+
+
+def _json(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:
+    found = summarise(graph).as_dict()
+    if _wants_nodes(options):
+        found["nodes"] = [node_dict(node) for node in chosen(graph, options)]
+    return found
+
+
+def node_dict(node: Node) -> dict[str, Any]:
+    """A node as JSON holds it. An input is "NODE:OUTPUT", "NODE:-1" for an order without data, null if it is not fed."""
+    return {
+        "name": node.name,
+        "type": node.type,
+        "inputs": [None if edge is None else f"{edge.node}:{edge.output}" for edge in node.inputs],
+        "input_names": list(node.input_names),
+        "outputs": [tensor_dict(tensor) for tensor in node.outputs],
+        "attributes": plain(node.attributes),
+        "source": list(node.source),
+        "fx": node.fx,
+    }
