@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # Command -> (module, what it does). The module is imported when its command is run.
 COMMANDS = {
     "run": ("moe_graph.launch", "run a script or module on the simulated device"),
+    "inspect": ("moe_graph.dumps.inspect", "read graph dumps: summary, table of nodes, pictures"),
     "conformance": (
         "moe_graph.conformance.command",
         "compare torchair's declared cases on the host engine with eager PyTorch",
