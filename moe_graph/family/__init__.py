@@ -5,18 +5,29 @@ Each module holds the checks of its arguments, the fake implementation, the any-
     declaration   how an operator is declared          checks    the checks' errors
 """
 
-from moe_graph.family import dequant_swiglu_quant, dynamic_quant, gating_top_k, grouped_matmul, init_routing_v2, swiglu
+from moe_graph.family import (
+    dequant_swiglu_quant,
+    distribute_combine_v2,
+    distribute_dispatch_v2,
+    dynamic_quant,
+    gating_top_k,
+    grouped_matmul,
+    init_routing_v2,
+    swiglu,
+)
 from moe_graph.family.declaration import Operator
 
 OPERATORS: tuple[Operator, ...] = (
     gating_top_k.OPERATOR,
     init_routing_v2.OPERATOR,
+    distribute_dispatch_v2.OPERATOR,
     grouped_matmul.OPERATOR,
     grouped_matmul.LIST_OPERATOR,
     swiglu.OPERATOR,
     swiglu.BACKWARD_OPERATOR,
     dynamic_quant.OPERATOR,
     dequant_swiglu_quant.OPERATOR,
+    distribute_combine_v2.OPERATOR,
 )
 
 __all__ = ["OPERATORS", "Operator"]
