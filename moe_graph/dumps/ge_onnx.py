@@ -87,6 +87,11 @@ def _value(value: Message) -> Any:
     """An AttributeProto's value. A number that is zero is not written, nor a list that is empty: the type says what is meant."""
     kind = text(first(value, "type", "UNDEFINED"))
     field = _VALUE_FIELDS.get(kind, kind.lower())
+    if kind in ("FLOAT", "FLOATS"):
+        value = {
+            **value,
+            field: [float(element) for element in value.get(field, ()) if isinstance(element, (int, float))],
+        }
     found = [text(element) if isinstance(element, bytes) else element for element in value.get(field, ())]
     if kind.endswith("S"):
         return found

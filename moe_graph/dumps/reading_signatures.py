@@ -33,10 +33,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Signature:
-    """`inputs` in order, then `attributes` with the values they have when they are not given."""
+    """`inputs` in order, then `attributes` with the values they have when they are not given; `floats` are those declared float."""
 
     inputs: tuple[Input, ...]
     attributes: dict[str, Any]
+    floats: frozenset[str]
+
+    def value(self, name: str, value: Any) -> Any:
+        """An attribute's value as GE keeps it: an integer given for a float is one."""
+        return float(value) if name in self.floats and isinstance(value, int) else value
 
 
 @functools.cache
@@ -81,7 +86,10 @@ def _parse(source: str, at: int, kind: str) -> Signature | None:
     defaults.update(zip((parameter.arg for parameter in function.args.kwonlyargs), function.args.kw_defaults))
     taken = _NOT_ATTRIBUTES.union(parameters[: len(inputs)])
     known = {name: _default(value) for name, value in defaults.items() if name not in taken and value is not None}
-    return Signature(inputs, {name: value for name, value in known.items() if value is not None})
+    declared = (*function.args.args, *function.args.kwonlyargs)
+    floats = frozenset(p.arg for p in declared if p.annotation is not None and ast.unparse(p.annotation) == "float")
+    given = {name: value for name, value in known.items() if value is not None}
+    return Signature(inputs, given, floats)
 
 
 def _default(value: ast.expr) -> Any:

@@ -49,7 +49,8 @@ def attribute(value: Message) -> Any:
         ("list_list_float", "list_list_f", "list_f"),
     ):
         if field in value:
-            return [list(row.get(leaf, ())) for row in first(value, field).get(inner, ())]
+            rows = first(value, field).get(inner, ())
+            return [[_scalar(leaf[-1], element) for element in row.get(leaf, ())] for row in rows]
     for field in value:
         return _scalar(field, first(value, field))
     return None
@@ -58,6 +59,8 @@ def attribute(value: Message) -> Any:
 def _scalar(field: str, value: Any) -> Any:
     if field == "b":
         return value in ("true", "True", "t", 1, True)
+    if field == "f" and isinstance(value, int):
+        return float(value)  # text writes 1.0 as 1
     if field == "bt" and isinstance(value, bytes):
         return value.hex()
     if field == "t":

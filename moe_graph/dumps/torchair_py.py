@@ -189,7 +189,11 @@ class _Reader:
         tensors = tuple(None if edge is None else self._described(edge) for edge in edges)
         attributes = dict(declared.attributes) if declared is not None else {}
         attributes.update({key: _literal(value) for key, value in keywords.items()})
-        attributes = {key: value for key, value in sorted(attributes.items()) if value is not None}
+        attributes = {
+            key: value if declared is None else declared.value(key, value)
+            for key, value in sorted(attributes.items())
+            if value is not None
+        }
         names = tuple(name for name, _, _ in given)
         return Node(name, kind, in_order([*edges, *controls]), names, (), attributes, input_tensors=tensors)
 
