@@ -173,7 +173,7 @@ def _product(
         return
     y = _exact_product(x, matrix)
     if bias is not None and bias.dtype == torch.int32:
-        y, bias = y + bias, None
+        y, bias = y.to(torch.int32) + bias, None
     scale = of_group(options.scale)
     if scale is not None:
         y = y.float() * scale.float()
@@ -196,11 +196,14 @@ def _multiply(x: Tensor, weight: Tensor, output: Tensor, bias: Tensor | None = N
 
 
 def _exact_product(x: Tensor, weight: Tensor) -> Tensor:
-    """int8 [M, K] @ int8 [K, N] -> int32 [M, N], exact, by float32 products short enough to be exact."""
+    """int8 [M, K] @ int8 [K, N] -> the exact sums [M, N], by float32 products short enough to be exact; int32 if K needs several."""
+    starts = range(0, x.shape[1], _EXACT_PRODUCTS)
+    if len(starts) <= 1:
+        return torch.mm(x.float(), weight.float())
+    parts = ((x[:, i : i + _EXACT_PRODUCTS].float(), weight[i : i + _EXACT_PRODUCTS].float()) for i in starts)
     total = torch.zeros((x.shape[0], weight.shape[1]), dtype=torch.int32, device=x.device)
-    for start in range(0, x.shape[1], _EXACT_PRODUCTS):
-        stop = start + _EXACT_PRODUCTS
-        total += torch.mm(x[:, start:stop].float(), weight[start:stop].float()).to(torch.int32)
+    for left, right in parts:
+        total += torch.mm(left, right).to(torch.int32)
     return total
 
 
