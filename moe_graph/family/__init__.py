@@ -6,6 +6,7 @@ Each module holds the checks of its arguments, the fake implementation, the any-
 """
 
 from moe_graph.family import (
+    compute_expert_tokens,
     dequant_swiglu_quant,
     distribute_combine_v2,
     distribute_dispatch_v2,
@@ -14,12 +15,16 @@ from moe_graph.family import (
     grouped_matmul,
     init_routing_v2,
     swiglu,
+    token_permute,
+    token_unpermute,
 )
 from moe_graph.family.declaration import Operator
 
 OPERATORS: tuple[Operator, ...] = (
     gating_top_k.OPERATOR,
     init_routing_v2.OPERATOR,
+    token_permute.OPERATOR,
+    compute_expert_tokens.OPERATOR,
     distribute_dispatch_v2.OPERATOR,
     grouped_matmul.OPERATOR,
     grouped_matmul.LIST_OPERATOR,
@@ -28,6 +33,7 @@ OPERATORS: tuple[Operator, ...] = (
     dynamic_quant.OPERATOR,
     dequant_swiglu_quant.OPERATOR,
     distribute_combine_v2.OPERATOR,
+    token_unpermute.OPERATOR,
 )
 
 __all__ = ["OPERATORS", "Operator"]

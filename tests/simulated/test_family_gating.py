@@ -28,3 +28,14 @@ def test_gating_top_k(dynamic, norm_type):
     lowered = testing.lower(gate, torch.randn(5, 16), bias, more_inputs=more, dynamic=dynamic)
     testing.assert_nodes(lowered.graph, MoeGatingTopK=1)
     testing.assert_equals_eager(lowered)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compute_expert_tokens(dynamic):
+    def count(experts):
+        return torch_npu.npu_moe_compute_expert_tokens(experts, 5)
+
+    more = [(torch.tensor([1, 1, 4, 4, 4]).int(),)] if dynamic else []
+    lowered = testing.lower(count, torch.tensor([0, 0, 2]).int(), more_inputs=more, dynamic=dynamic)
+    testing.assert_nodes(lowered.graph, MoeComputeExpertTokens=1)
+    testing.assert_equals_eager(lowered)

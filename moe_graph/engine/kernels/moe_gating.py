@@ -1,10 +1,11 @@
-"""Gates of a Mixture-of-Experts layer: GE's names and attributes over the fallbacks of `moe_graph.family`."""
+"""The gate of a Mixture-of-Experts layer and what counts its choices: GE's attributes over the fallbacks of `moe_graph.family`."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.family.compute_expert_tokens import compute_expert_tokens
 from moe_graph.family.gating_top_k import gating_top_k
 
 
@@ -41,3 +42,9 @@ def moe_gating_top_k(
         routed_scaling_factor=routed_scaling_factor,
         eps=eps,
     )
+
+
+@kernel("MoeComputeExpertTokens")
+def moe_compute_expert_tokens(sorted_experts: Tensor, *, num_experts: int) -> Tensor:
+    """GE MoeComputeExpertTokens: npu_moe_compute_expert_tokens."""
+    return compute_expert_tokens(sorted_experts, num_experts)
