@@ -40,11 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
     elif graphs and not wanted:
-        try:
-            from moe_graph.dumps.inspect_tables import show
-        except ImportError as error:
-            print(f"tables need the package rich ({error}): pip install rich, or use --json", file=sys.stderr)
-            return 1
+        from moe_graph.dumps.inspect_tables import show
+
         show([(graph, chosen(graph, options) if _wants_nodes(options) else None) for graph in graphs])
     return int(failed)
 

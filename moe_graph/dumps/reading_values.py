@@ -9,16 +9,14 @@ from typing import Any
 import torch
 
 from moe_graph.dumps.model import Descriptor
-from moe_graph.dumps.reading_dtypes import word
+from moe_graph.dumps.reading_dtypes import BY_NAME, word
 from moe_graph.dumps.reading_text import Message
-from moe_graph.engine import dtypes
 
 LARGEST = 64  # elements of a constant that are kept as values; a larger one is kept as text
 _FX_TENSOR = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[(.*)\]\)")
 _FX_SYMBOLS = {"SymInt": "int64", "SymFloat": "float64", "SymBool": "bool"}
 _FX_SYMBOL = re.compile(r"<class 'torch\.(Sym\w+)'>")
 _BUILT_IN = re.compile(r"<built-in function (\w+)>")
-_BY_NAME = {t.name: t for t in dtypes.TYPES}
 _LISTS = ("s", "i", "f", "b", "bt", "dt", "t", "td", "g", "na")
 
 
@@ -81,10 +79,15 @@ def tensor(definition: Message) -> Any:
     shape = tuple(first(desc, "shape", {}).get("dim", ()))
     data = first(definition, "data", b"")
     data = data if isinstance(data, bytes) else b""
-    ge_type, count = _BY_NAME.get(name), 1
+    ge_type, count = BY_NAME.get(name), 1
     for size in shape:
         count *= size
-    if ge_type is not None and not ge_type.packed and 0 <= count <= LARGEST and len(data) * 8 == count * ge_type.bits:
+    if (
+        ge_type is not None
+        and ge_type.torch is not None
+        and 0 <= count <= LARGEST
+        and len(data) * 8 == count * ge_type.bits
+    ):
         return elements(data, ge_type.torch, shape)
     digest = hashlib.sha256(data).hexdigest()[:12]
     return f"{Descriptor(word(name), shape)} of {len(data)} bytes, sha256 {digest}"

@@ -18,14 +18,12 @@ import torch
 
 from moe_graph.dumps.model import CONTROL, Descriptor, Edge, Graph, Node
 from moe_graph.dumps.reading_definition import OUTPUT_TYPE, check, in_order
-from moe_graph.dumps.reading_dtypes import word, word_of_number
+from moe_graph.dumps.reading_dtypes import BY_NUMBER, BY_WORD, word_of_number
 from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.reading_fx import EARLIER, FxNode, fx_node, source_line
 from moe_graph.dumps.reading_infer import TRANSPOSES, TRANSPOSING, VIEW, complete
 from moe_graph.dumps.reading_signatures import Signature, signature
 from moe_graph.dumps.reading_values import LARGEST, known_shape
-from moe_graph.engine import dtypes
-from moe_graph.engine.errors import GraphError
 
 _MARK = "import ge_apis as ge"
 _UNREADABLE_CONSTANT = "ge.Const(, "  # torchair leaves the value out where it was told not to note it
@@ -278,14 +276,15 @@ def _const(name: str, args: list[Any], keywords: dict[str, Any]) -> Node:
     number = keywords.get("dtype", args[1] if len(args) > 1 else None)
     number = _promoted(value, []) if number is None else number
     dtype, shape = word_of_number(number), None
+    ge_type = BY_NUMBER.get(number)
     try:
-        ge_type = dtypes.from_ge(number)
-        tensor = torch.tensor(value, dtype=ge_type.torch)
-    except (GraphError, ValueError, TypeError, RuntimeError, OverflowError):
-        pass  # a value the dump only hints at, or of a type torch has not: kept as it is written
+        # Without a type of torch's, torch's own choice tells the shape.
+        tensor = torch.tensor(value, dtype=None if ge_type is None else ge_type.torch)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        pass  # a value the dump only hints at: kept as it is written
     else:
         shape = tuple(tensor.shape)
-        if tensor.numel() <= LARGEST and not ge_type.packed:
+        if tensor.numel() <= LARGEST and ge_type is not None and ge_type.torch is not None:
             narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
             value = (tensor.float() if narrow else tensor).tolist()
     return Node(name, "Const", (), (), (Descriptor(dtype, shape, "ND"),), {"value": value})
@@ -304,8 +303,7 @@ def _promoted(value: Any, known: list[str]) -> int:
         default = _INT64
     else:
         return 12 if isinstance(first, bool) else 3
-    numbers = {word(t.name): t.ge for t in dtypes.TYPES}
-    return numbers[candidates.pop()] if len(candidates) == 1 else default
+    return BY_WORD[candidates.pop()].number if len(candidates) == 1 else default
 
 
 def _literal(element: ast.expr) -> Any:
