@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "run": ("moe_graph.launch", "run a script or module on the simulated device"),
     "inspect": ("moe_graph.dumps.inspect", "read graph dumps: summary, table of nodes, pictures"),
+    "diff": ("moe_graph.dumps.diff_command", "compare two graph dumps, node by node, by structure"),
     "conformance": (
         "moe_graph.conformance.command",
         "compare torchair's declared cases on the host engine with eager PyTorch",
