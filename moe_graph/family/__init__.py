@@ -11,6 +11,7 @@ from moe_graph.family import (
     distribute_combine_v2,
     distribute_dispatch_v2,
     dynamic_quant,
+    finalize_routing,
     gating_top_k,
     grouped_matmul,
     init_routing_v2,
@@ -33,6 +34,7 @@ OPERATORS: tuple[Operator, ...] = (
     dynamic_quant.OPERATOR,
     dequant_swiglu_quant.OPERATOR,
     distribute_combine_v2.OPERATOR,
+    finalize_routing.OPERATOR,
     token_unpermute.OPERATOR,
 )
 
