@@ -15,6 +15,7 @@ from typing import Any
 from moe_graph.dumps.model import INPUT_TYPES, Graph, Node
 
 _RADII = (6, 3, 1)
+_ATTEMPTS = 4
 
 
 class Numbers:
@@ -111,6 +112,7 @@ class Matching:
                 self._stage(*(side.around(ls, radius, number) for side, ls in zip((self.a, self.b), labels)))
             self._neighbours(lambda x, y, labels=labels: labels[0][x] == labels[1][y])
         self._neighbours(self._same_place)
+        self._untangle()
 
     def _stage(self, keys_a: list[int], keys_b: list[int], alone_only: bool = True) -> None:
         """Pair nodes of equal keys: where one is left on each side, and, unless `alone_only`, where several cannot be told apart."""
@@ -207,6 +209,49 @@ class Matching:
                 if partner is not None:
                     score += 1 if (slot, partner, output) in others else -1
         return score
+
+    def _untangle(self) -> None:
+        """Nodes that look alike may have been paired crosswise: where an edge then seems to lead elsewhere, try the pairs straight."""
+        for _ in range(_ATTEMPTS):
+            changed = False
+            for x in self.a.order:
+                y = self.a.partner[x]
+                if y is None:
+                    continue
+                expected = {(slot, output): source for slot, source, output in self.b.sources[y] if slot >= 0}
+                for slot, source, output in self.a.sources[x]:
+                    other = expected.get((slot, output))
+                    if other is not None and self.a.partner[source] != other:
+                        changed |= self._straighten(source, other)
+            if not changed:
+                return
+
+    def _straighten(self, x: int, y: int) -> bool:
+        """Pair `x` with `y` and their partners with each other, if more corresponds then."""
+        old, other = self.a.partner[x], self.b.partner[y]
+        if self.a.nodes[x].type != self.b.nodes[y].type:
+            return False
+        if old is not None and other is not None and self.a.nodes[other].type != self.b.nodes[old].type:
+            return False
+        before = self._worth(x, old) + self._worth(other, y)
+        self._set(x, y)
+        self._set(other, old)
+        if self._worth(x, y) + self._worth(other, old) > before:
+            return True
+        self._set(x, old)
+        self._set(other, y)
+        return False
+
+    def _worth(self, x: int | None, y: int | None) -> int:
+        if x is None or y is None:
+            return 0
+        return self._agreement(x, y) + (_full(self.a.nodes[x]) == _full(self.b.nodes[y]))
+
+    def _set(self, x: int | None, y: int | None) -> None:
+        if x is not None:
+            self.a.partner[x] = y
+        if y is not None:
+            self.b.partner[y] = x
 
     def _same_place(self, x: int, y: int) -> bool:
         """A node of another type in the place of `x`: every edge corresponds, both ways."""

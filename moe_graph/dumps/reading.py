@@ -102,7 +102,7 @@ def _whole(graph: Graph) -> Graph:
 def share_sources(graphs: list[Graph]) -> list[Graph]:
     """Source lines, which only "py" dumps tell, for the other dumps of the same graph.
 
-    Of the same graph: every node of the "py" dump that has a name of torchair's is in the other with the same type.
+    Of the same graph: it has the same name, and every node the "py" dump knows a line of is in the other with the same type.
     """
     donors = [graph for graph in graphs if graph.kind == "py"]
     return [_with_sources(graph, donors) if graph.kind != "py" else graph for graph in graphs]
@@ -112,7 +112,7 @@ def _with_sources(graph: Graph, donors: list[Graph]) -> Graph:
     for donor in donors:
         sources = {node.name: node for node in donor.nodes if node.source}
         same = all(name in graph.by_name and graph.by_name[name].type == node.type for name, node in sources.items())
-        if sources and same:
+        if donor.name == graph.name and sources and same:
             nodes = (
                 replace(node, source=sources[node.name].source) if node.name in sources and not node.source else node
                 for node in graph.nodes

@@ -38,6 +38,25 @@ def graph(seed, size=20, told_apart=True):
     return Graph("generated", tuple(nodes))
 
 
+def layers(count):
+    """`count` equal layers of eight nodes, three of which are alike as well."""
+    nodes = [data(0)]
+
+    def add(kind, *sources, **attributes):
+        name = f"{kind}_{len(nodes)}"
+        tensor = Descriptor("float16", (2, 8))
+        nodes.append(Node(name, kind, tuple(map(Edge, sources)), (), (tensor,), attributes))
+        return name
+
+    current = "arg0"
+    for _ in range(count):
+        weight = add("Const", value=[1])
+        q, k, v = (add("MatMul", current, weight) for _ in range(3))
+        current = add("Add", current, add("MatMul", add("Softmax", add("MatMul", q, k)), v))
+    nodes.append(Node("NetOutput", "NetOutput", (Edge(current),)))
+    return Graph("layers", tuple(nodes))
+
+
 def data(at):
     return Node(f"arg{at}", "Data", outputs=(Descriptor("float16", (at + 2, 8)),), attributes={"index": at})
 

@@ -122,9 +122,11 @@ def test_source_lines_come_from_a_py_dump_of_the_same_graph():
 
 def test_source_lines_are_not_taken_from_another_graph(tmp_path):
     text = (DUMPS / "dynamo_original_graph_1.py").read_text().replace("ge.Cumsum(", "ge.Cumprod(")
-    (tmp_path / "other.py").write_text(text)
-    graphs = share_sources([*read_file(tmp_path / "other.py"), dump("txt")])
-    assert graphs[1].by_name["MoeReRouting"].source == ()
+    (tmp_path / "dynamo_original_graph_1.py").write_text(text)
+    (tmp_path / "dynamo_original_graph_2.py").write_text(text.replace("ge.Cumprod(", "ge.Cumsum("))
+    for number in (1, 2):  # of graph_1 with another operator; of another name
+        graphs = share_sources([*read_file(tmp_path / f"dynamo_original_graph_{number}.py"), dump("txt")])
+        assert graphs[0].by_name["MoeReRouting"].source and not graphs[1].by_name["MoeReRouting"].source
 
 
 def test_a_line_named_once_only_is_not_claimed_for_later_nodes():

@@ -1,0 +1,170 @@
+"""The command `inspect`, and what a summary says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_graph.dumps import Descriptor, Edge, Graph, Node, read, summarise
+from moe_graph.dumps.inspect import main
+from moe_graph.dumps.summary import plain
+
+DUMPS = Path(__file__).parent.parent / "dumps"
+TXT = str(DUMPS / "dynamo_original_graph_1.txt")
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_summary_of_the_example():
+    found = summarise(read(TXT)[0])
+    assert [(port.name, str(port.tensor)) for port in found.inputs] == [
+        ("arg0_1", "float32[16, 4]"),
+        ("arg1_1", "int64[]"),
+        ("arg2_1", "float32[?, 4]"),
+        ("arg3_1", "int32[2, 3]"),
+        ("arg4_1", "float32[?]"),
+    ]
+    assert [(port.name, str(port.tensor)) for port in found.outputs] == [
+        ("Add:0", "float32[?, 2, 8]"),
+        ("MoeReRouting:1", "float32[?]"),
+        ("Cumsum:0", "int64[3]"),
+    ]
+    assert list(found.types.items())[:3] == [("Data", 5), ("Cast", 4), ("Const", 4)]
+    assert found.placements == {"CPU": ("arg1_1",), "NPU": ("arg0_1", "arg2_1", "arg3_1", "arg4_1")}
+    (node,) = found.moe
+    assert [(port.name, str(port.tensor)) for port in node.inputs] == [
+        ("tokens", "float16[?, 16]"),
+        ("expert_token_num_per_rank", "int32[2, 3]"),
+        ("per_token_scales", "float32[?]"),
+    ]
+    assert node.attributes == {"expert_token_num_type": 1, "idx_type": 0}
+    assert found.dynamic["input arg2_1"] == found.dynamic["MoeReRouting output 0"] == (0,)
+    assert "input arg0_1" not in found.dynamic
+    # The model converts twice; the product with a number and the running sum are lowered with a Cast of their own.
+    assert [(c.before, c.after, c.origin, c.changes_nothing) for c in found.casts] == [
+        ("float32", "float16", "model", False),
+        ("float16", "float16", "lowering", True),
+        ("float16", "float32", "model", False),
+        ("int32", "int64", "lowering", False),
+    ]
+    assert [(t.permutation, t.origin) for t in found.transposes] == [((1, 0), "view")]
+
+
+def test_a_transpose_the_lowering_inserted_is_told_from_the_models():
+    def transpose(name, fx):
+        return Node(name, "Transpose", (Edge("x"), Edge("perm")), (), (Descriptor("float16", None),), {}, fx=fx)
+
+    x = Node("x", "Data", outputs=(Descriptor("float16", (2, 3)),), attributes={"index": 0})
+    perm = Node("perm", "Const", outputs=(Descriptor("int64", (2,)),), attributes={"value": [1, 0]})
+    fx = ["permute: aten.permute.default", "sort: aten.sort.default", "a view read by mm: aten.mm.default", ""]
+    nodes = [transpose(f"t{at}", text) for at, text in enumerate(fx)]
+    origins = [t.origin for t in summarise(Graph("", (x, perm, *nodes))).transposes]
+    assert origins == ["model", "lowering", "view", "unknown"]
+
+
+def test_inputs_stand_in_the_order_of_their_numbers():
+    nodes = [Node(f"a{i}", "Data", outputs=(Descriptor("int8", ()),), attributes={"index": i}) for i in (2, 0, 1)]
+    unnumbered = Node("b", "RefData")
+    assert [port.name for port in summarise(Graph("", (unnumbered, *nodes))).inputs] == ["a0", "a1", "a2", "b"]
+
+
+def test_tables(capsys):
+    code, out, err = run(capsys, TXT)
+    assert (code, err) == (0, "")
+    for text in (
+        "graph_1 (txt, original: as lowered), 21 nodes",
+        "arg2_1  float32[?, 4]   NPU",
+        "on CPU (the host): arg1_1",
+        "MoeReRouting MoeReRouting",
+        "expert_token_num_type",
+        "casts: 4 (2 the model's own, 2 inserted by the lowering)",
+        "transposes: 1 (1 the model's view, put off)",
+        "a view read by matmul: aten.matmul.default",
+    ):
+        assert text in out, out
+
+
+def test_a_folder_tells_source_lines(capsys):
+    assert run(capsys, DUMPS)[1].count("model.py:18 in forward") == 6
+
+
+def test_json(capsys):
+    code, out, _ = run(capsys, TXT, "--json")
+    found = json.loads(out)
+    assert code == 0 and list(found) == ["schema", "graphs"] and found["schema"] == "moe_graph inspect 1"
+    (graph,) = found["graphs"]
+    assert list(graph) == [
+        *("name", "kind", "stage", "inputs", "outputs", "types", "moe", "placements", "dynamic", "casts", "transposes")
+    ]
+    assert graph["inputs"][2] == {"name": "arg2_1", "tensor": {"dtype": "float32", "shape": [-1, 4]}}
+    assert graph == json.loads(json.dumps(summarise(read(TXT)[0]).as_dict()))
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        (["--type", "Moe*"], ["MoeReRouting"]),
+        (["--name", "Cast_[12]"], ["Cast_1", "Cast_2"]),
+        (["--type", "Cast", "--source", "aten._to_copy"], ["Cast", "Cast_2"]),
+        (["--source", "nowhere"], []),
+        (["--type", "moe*"], []),
+    ],
+)
+def test_filters(capsys, filters, names):
+    (graph,) = json.loads(run(capsys, TXT, "--json", *filters)[1])["graphs"]
+    assert [node["name"] for node in graph["nodes"]] == names
+    out = run(capsys, TXT, *filters)[1]
+    assert f"{len(names)} of 21 nodes" in out and all(name in out for name in names)
+
+
+def test_a_source_line_filters_nodes_of_a_py_dump(capsys):
+    path = DUMPS / "dynamo_original_graph_1.py"
+    (graph,) = json.loads(run(capsys, path, "--json", "--source", "model.py:25")[1])["graphs"]
+    assert [node["name"] for node in graph["nodes"]] == ["Reshape", "Cast_2"]
+
+
+def test_all_nodes(capsys):
+    (graph,) = json.loads(run(capsys, TXT, "--json", "--nodes")[1])["graphs"]
+    assert len(graph["nodes"]) == 21
+    assert graph["nodes"][5]["inputs"] == ["arg0_1:0", "Const:0"] or graph["nodes"][6]["inputs"] == [
+        "arg0_1:0",
+        "Const:0",
+    ]
+    assert "21 of 21 nodes" in run(capsys, TXT, "--nodes")[1]
+
+
+def test_control_characters_and_markup_of_a_dump_are_shown_not_obeyed(capsys, tmp_path):
+    path = tmp_path / "dump.txt"
+    path.write_text('op { name: "[bold]a[/bold]\\033[31m:smile:" type: "Moe" }\nop { name: "end" type: "NetOutput" }')
+    for arguments in ([], ["--nodes"]):
+        out = run(capsys, path, *arguments)[1]
+        assert "\x1b" not in out and r"[bold]a[/bold]\x1b[31m:smile:" in out
+
+
+def test_a_picture_is_of_one_graph(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, DUMPS, "--svg", tmp_path / "x.svg")
+    assert stopped.value.code == 2 and "a picture is of one graph, got 6" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_a_failure(capsys, tmp_path):
+    pytest.importorskip("moe_graph.dumps.dot")
+    code, _, err = run(capsys, TXT, "--dot", tmp_path / "missing" / "x.dot")
+    assert code == 1 and err.startswith(f"--dot {tmp_path / 'missing' / 'x.dot'}: ")
+    assert run(capsys, TXT, "--dot", tmp_path / "x.dot")[0] == 0
+    assert "MoeReRouting" in (tmp_path / "x.dot").read_text()
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner), max_leaves=6))
+def test_any_attribute_is_strict_json(value):
+    json.dumps(plain(value), allow_nan=False)
