@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch_npu
 from torch.nn import functional as F
+
+from moe_graph.simulator import report
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(4, 6, generator=GENERATOR)
@@ -211,9 +214,11 @@ def test_tensors_of_two_devices_are_refused():
     assert torch.equal((X.npu() + torch.tensor(2.0)).cpu(), X + 2)  # a scalar of the CPU is no tensor in this sense
 
 
-def test_operators_off_the_list_name_the_function_that_is_missing():
-    with pytest.raises(RuntimeError, match="simulated device: aclnn.* is not modelled"):
-        torch.fft.fft(X.npu())
+def test_an_operator_that_nothing_serves_names_itself_and_the_function_that_is_missing():
+    with report.record() as seen:
+        with pytest.raises(NotImplementedError, match=r"npu\.npu_rotary_mul.* has no kernel.*aclnn.* is not modelled"):
+            torch_npu.npu_rotary_mul(*(torch.ones(1, 1, 1, 64).npu() for _ in range(3)))
+    assert seen.missing["npu.npu_rotary_mul.default"] == 1
 
 
 OPTIMIZERS = {
