@@ -179,9 +179,8 @@ def _sources_first(graph: Graph) -> list[Node]:
 
 def _box(node: Node, kind: str, on_path: bool) -> Box:
     lines = [node.type, node.name]
-    if node.outputs and node.type != OUTPUT_TYPE:
-        tensor = str(node.outputs[0]) if node.outputs[0].dtype else "?"
-        lines.append(tensor + (f" +{len(node.outputs) - 1}" if len(node.outputs) > 1 else ""))
+    if node.outputs and node.outputs[0].dtype and node.type != OUTPUT_TYPE:
+        lines.append(str(node.outputs[0]) + (f" +{len(node.outputs) - 1}" if len(node.outputs) > 1 else ""))
     if lines[0] == lines[1]:
         del lines[1]
     # Advance widths of the fonts the pictures name, on the generous side.
