@@ -1,27 +1,60 @@
 """torchair converters, one module an operator. Importing this package does not import torchair.
 
-A converter is the attribute `_ge_converter` of the operator's overload; importing torchair sets torchair's own. Ours is put over it when
-torchair is loaded, at whatever moment that is.
+A converter is the attribute `_ge_converter` of the operator's overload; importing torchair sets torchair's own. Ours are put over those
+when torchair is loaded, at whatever moment that is.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from moe_graph import contract
 
+_ATTRIBUTE = "_ge_converter"
+_MISSING = object()
+_TORCHAIR_CONVERTERS = "torchair._ge_concrete_graph.ge_converter.custom"
+
+
+@dataclass(frozen=True)
+class _Converter:
+    """Ours for one overload of an operator: the function and its module, and torchair's module that has torchair's own."""
+
+    overload: str
+    module: str
+    function: str
+    torchair_module: str
+
+    @property
+    def operator(self) -> torch._ops.OpOverload:
+        """Looked up at each use: loading torch_npu replaces it."""
+        name, _, overload = self.overload.partition(".")
+        return getattr(getattr(torch.ops.npu, name), overload)
+
+    def convert(self) -> Callable:
+        return getattr(importlib.import_module(f"moe_graph.converters.{self.module}"), self.function)
+
+
+_CONVERTERS = (
+    _Converter(f"{contract.NAME}.default", "moe_re_routing", "convert_moe_re_routing", contract.NAME),
+    _Converter("npu_grouped_matmul.default", "grouped_matmul", "convert_grouped_matmul", "grouped_matmul"),
+    _Converter("npu_grouped_matmul.List", "grouped_matmul", "convert_grouped_matmul", "grouped_matmul"),
+)
+
 # Modules whose import ends with torchair's converters in place: torchair itself, under the name it has inside torch_npu and as a
-# top-level package, and the one that holds torchair's converter of this operator, which is imported late.
+# top-level package, and those that hold torchair's converters of these operators, which are imported late.
 TORCHAIR_MODULES = (
     "torchair",
     "torch_npu.dynamo.torchair",
-    f"torchair._ge_concrete_graph.ge_converter.custom.{contract.NAME}",
+    *sorted({f"{_TORCHAIR_CONVERTERS}.{converter.torchair_module}" for converter in _CONVERTERS}),
 )
-_ATTRIBUTE = "_ge_converter"
-_MISSING = object()
-_replaced: Callable | object | None = None
-_installed: Callable | None = None
+# Overload -> what was there before ours, and ours as torchair has wrapped it.
+_installed: dict[str, tuple[Any, Callable]] = {}
 
 
 def torchair_is_loaded() -> bool:
@@ -30,7 +63,7 @@ def torchair_is_loaded() -> bool:
 
 
 def current() -> Callable | None:
-    """The converter in force for the operator, ours or torchair's, or None."""
+    """The converter in force for `npu_moe_re_routing`, ours or torchair's, or None."""
     return getattr(contract.operator(), _ATTRIBUTE, None)
 
 
@@ -40,29 +73,27 @@ def is_ours(converter: Callable | None) -> bool:
 
 
 def install_if_loaded() -> None:
-    """Put our converter in force if torchair is loaded. Idempotent."""
-    global _replaced, _installed
-    if not torchair_is_loaded() or is_ours(current()):
+    """Put our converters in force if torchair is loaded. Idempotent."""
+    if not torchair_is_loaded():
         return
     from torchair._ge_concrete_graph.fx2ge_converter import register_fx_node_ge_converter
 
-    from moe_graph.converters.moe_re_routing import convert_moe_re_routing
-
-    operator = contract.operator()
-    _replaced = getattr(operator, _ATTRIBUTE, _MISSING)
-    register_fx_node_ge_converter(operator)(convert_moe_re_routing)
-    _installed = getattr(operator, _ATTRIBUTE)
+    for converter in _CONVERTERS:
+        operator = converter.operator
+        before = getattr(operator, _ATTRIBUTE, _MISSING)
+        if not is_ours(before):
+            register_fx_node_ge_converter(operator)(converter.convert())
+            _installed[converter.overload] = before, getattr(operator, _ATTRIBUTE)
 
 
 def uninstall() -> None:
-    """Put back the converter that was in force before ours, if ours is."""
-    global _replaced, _installed
-    if _installed is None:
-        return
-    operator = contract.operator()
-    if getattr(operator, _ATTRIBUTE, None) is _installed:
-        if _replaced is _MISSING:
+    """Put back the converters that were in force before ours, where ours are."""
+    for converter in _CONVERTERS:
+        before, ours = _installed.pop(converter.overload, (_MISSING, None))
+        operator = converter.operator if ours is not None else None
+        if operator is None or getattr(operator, _ATTRIBUTE, None) is not ours:
+            continue
+        if before is _MISSING:
             delattr(operator, _ATTRIBUTE)
         else:
-            setattr(operator, _ATTRIBUTE, _replaced)
-    _replaced = _installed = None
+            setattr(operator, _ATTRIBUTE, before)

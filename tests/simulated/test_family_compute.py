@@ -99,12 +99,26 @@ def test_grouped_matmul_int8_weights(dynamic):
 
 
 @each_mode
-def test_grouped_matmul_group_list_of_integers(dynamic):
+@pytest.mark.parametrize("split_item", [0, 1, 2, 3])
+@pytest.mark.parametrize("several", [False, True])
+def test_grouped_matmul_group_list_of_integers(dynamic, split_item, several):
     def function(x, first, second):
-        return torch_npu.npu_grouped_matmul([x], [first, second], group_list=[2, 6], split_item=3)
+        x = list(x.split([2, 4])) if several else [x]
+        return torch_npu.npu_grouped_matmul(x, [first, second], group_list=[2, 6], split_item=split_item)
 
     inputs = [random(shape, torch.float16, seed) for seed, shape in enumerate([(6, 4), (4, 5), (4, 5)])]
     assert_lowers(function, inputs, dynamic, GroupedMatmul=1)
+
+
+@each_mode
+def test_grouped_matmul_columns_of_several_weights(dynamic):
+    def function(x, first, second):
+        return torch_npu.npu_grouped_matmul([x], [first, second], group_type=2, split_item=0)
+
+    def inputs(count):
+        return [random(shape, torch.float16, i) for i, shape in enumerate([(4, 3 * count), (count, 5), (count + 1, 5)])]
+
+    assert_lowers(function, inputs(9), dynamic, [inputs(7)], GroupedMatmul=1)
 
 
 @each_mode
