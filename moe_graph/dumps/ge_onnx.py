@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from moe_graph.dumps.model import Descriptor, Graph, Node
-from moe_graph.dumps.reading_definition import BOOKKEEPING, OUTPUT_TYPE, check, edge, in_order
+from moe_graph.dumps.reading_definition import BOOKKEEPING, OUTPUT_TYPE, check, edge, fx_of, in_order
 from moe_graph.dumps.reading_dtypes import word
 from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.reading_infer import CONSTANT_TYPES, complete
@@ -74,7 +74,7 @@ def _node(node: Message) -> Node:
         _input_names(values, sum(1 for e in edges if e is None or not e.is_control)),
         outputs,
         {key: value for key, value in sorted(attributes.items()) if key not in _GE_BOOKKEEPING},
-        fx=next(filter(None, map(fx_name, notes)), ""),
+        fx=fx_of(kind, map(fx_name, notes), any("attr__meta" in found for found in descriptions["output"].values())),
         input_tensors=tuple(
             None if e is None else _descriptor(descriptions["input"].get(at, {}))
             for at, e in enumerate(e for e in edges if e is None or not e.is_control)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from moe_graph.dumps.model import CONTROL, Edge, Graph, Node
 from moe_graph.dumps.reading_errors import DumpError
-from moe_graph.dumps.reading_infer import complete
+from moe_graph.dumps.reading_infer import MARKED_VIEW, VIEW_TYPES, complete
 from moe_graph.dumps.reading_text import Message, parse
 from moe_graph.dumps.reading_values import attribute, descriptor, entries, first, fx_note, text
 
@@ -81,9 +82,14 @@ def _operator(op: Message) -> Node:
         tuple(text(first(desc, "name", b"")) for desc in inputs),
         tuple(map(descriptor, described)),
         attributes,
-        fx=next(filter(None, notes), ""),
+        fx=fx_of(kind, notes, any("_meta" in entries(desc, "attr") for desc in outputs)),
         input_tensors=tuple(None if e is None else descriptor(desc) for e, desc in zip(in_order(edges), inputs)),
     )
+
+
+def fx_of(kind: str, notes: Iterable[str], has_tensor: bool) -> str:
+    """The FX node an operator names; that it is a view where it names none, but torchair did note the FX tensor."""
+    return next(filter(None, notes), MARKED_VIEW if has_tensor and kind in VIEW_TYPES else "")
 
 
 def edge(reference: str, reader: str) -> Edge | None:

@@ -28,8 +28,10 @@ TRANSPOSES = frozenset({"Transpose", "TransposeD"})
 TRANSPOSING = frozenset(
     "aten.t.default aten.transpose.int aten.permute.default aten.numpy_T.default aten.mT.default aten.movedim.int".split()
 )
-# torchair puts views off until an operator reads them, and then notes no FX node on what it makes of them.
-VIEW = "a view read by "
+# torchair puts views off until an operator reads them. On what it then makes of them it notes the FX tensor, but no FX node.
+MARKED_VIEW = "a view"
+VIEW = f"{MARKED_VIEW} read by "
+VIEW_TYPES = TRANSPOSES | {"Reshape"}
 _SHAPE_AS_FIRST = frozenset({"Cast", "Identity", "TensorMove"})
 
 
@@ -93,21 +95,24 @@ def _re_routing(at: int, desc: Descriptor, inputs: list[Descriptor | None]) -> D
 
 
 def _name_fx(nodes: list[Node]) -> list[Node]:
-    """torchair names the FX node on the last operator of its lowering: the operators before it take the name from their reader."""
+    """torchair names the FX node on the last operator of its lowering: the operators before it take the name from their reader.
+
+    What it makes of a view that it had put off comes marked, the last operator of it: its Transposes are the model's.
+    """
     names: dict[str, str] = {}
+    in_views: set[str] = set()
+    found = []
     for node in reversed(nodes):
-        fx = node.fx or names.get(node.name, "")
-        names[node.name] = fx
+        own = "" if node.fx == MARKED_VIEW else node.fx
+        fx = names[node.name] = own or names.get(node.name, "")
+        view = node.fx == MARKED_VIEW or (not own and node.type in VIEW_TYPES and node.name in in_views)
+        sources = [edge.node for edge in node.inputs if edge is not None and not edge.is_control]
+        in_views.update(sources if view else ())
         if fx:
-            for edge in node.inputs:
-                if edge is not None and not edge.is_control:
-                    names[edge.node] = fx  # the nearest reader's: it is met last
-    return [_named(node, names[node.name]) for node in nodes]
-
-
-def _named(node: Node, fx: str) -> Node:
-    if node.fx or not fx or node.type in INPUT_TYPES | CONSTANT_TYPES:
-        return node
-    # On a view it did note the FX tensor, which nothing else says of a Transpose.
-    viewed = node.type in TRANSPOSES and node.outputs and node.outputs[0].shape is not None
-    return replace(node, fx=f"{VIEW}{fx}" if viewed and not fx.startswith(VIEW) else fx)
+            names.update(dict.fromkeys(sources, fx))  # the nearest reader's: it is met last
+        if view and node.type in TRANSPOSES:
+            fx = f"{VIEW}{fx}" if fx else MARKED_VIEW
+        found.append(
+            replace(node, fx="" if node.type in INPUT_TYPES | CONSTANT_TYPES else fx) if fx != node.fx else node
+        )
+    return found[::-1]

@@ -14,7 +14,7 @@ from typing import Any
 from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
 from moe_graph.dumps.reading_definition import OUTPUT_TYPE
 from moe_graph.dumps.reading_dtypes import word_of_number
-from moe_graph.dumps.reading_infer import TRANSPOSES, TRANSPOSING, VIEW, read_by
+from moe_graph.dumps.reading_infer import MARKED_VIEW, TRANSPOSES, TRANSPOSING, read_by
 
 MOE_TYPES = ("*Moe*", "*GroupedMatmul*", "*GroupedMatMul*", "HcomAllToAll*", "*AlltoAllv*")
 # FX operators that convert a type: a Cast of one of them is the model's own.
@@ -208,7 +208,7 @@ def _convert(graph: Graph, node: Node) -> Conversion:
 def _origin(fx: str, own: tuple[str, ...]) -> str:
     if not fx:
         return UNKNOWN
-    if fx.startswith(VIEW):
+    if fx.startswith(MARKED_VIEW):
         return AS_VIEW
     return MODEL if fx.partition(": ")[2].startswith(own) else LOWERING
 

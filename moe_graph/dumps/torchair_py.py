@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,10 +69,18 @@ class _Reader:
     fx: FxNode | None = None
     lowered: list[str] = field(default_factory=list)  # nodes since the FX comment
     values: dict[str, Edge] = field(default_factory=dict)  # FX node -> the output that holds its value
+    several: dict[str, list[Edge]] = field(
+        default_factory=dict
+    )  # FX node of several operators -> what none of them reads
+    picked: Counter[str] = field(default_factory=Counter)  # FX node of several values -> how many of them are used
     transposed: dict[str, bool] = field(default_factory=dict)  # FX node without nodes of its own -> does it transpose?
 
     def read(self, text: str, module: ast.Module) -> list[Node]:
         comments = [(at, line) for at, line in enumerate(text.splitlines(), 1) if line.startswith("#")]
+        for _, line in comments:
+            found = fx_node(line)
+            if found is not None and found.output is not None and found.arguments:
+                self.picked[found.arguments[0]] = max(self.picked[found.arguments[0]], found.output + 1)
         events = sorted([*comments, *((s.lineno, s) for s in module.body)], key=lambda event: event[0])
         for line, event in events:
             if isinstance(event, str):
@@ -99,13 +108,19 @@ class _Reader:
             return
         if self.lowered and not all(self.nodes[name].type in _SIZES for name in self.lowered):
             last = self.nodes[self.lowered[-1]]
-            # A node of several values lowered to several operators: which gives which, the dump does not say.
-            if found.result is not None or len(last.outputs) > 1 or len(self.lowered) == 1:
+            if found.result is not None or len(self.lowered) == 1 or len(last.outputs) > 1:
                 self.values[found.name] = Edge(last.name)
+            else:
+                self.several[found.name] = self._unread()
             if any(self.transposed.get(name) for name in found.arguments):
                 for name in self.lowered:
                     if self.nodes[name].type in TRANSPOSES:
                         self.nodes[name] = replace(self.nodes[name], fx=f"{VIEW}{found}")
+        elif found.output is not None and found.arguments and found.arguments[0] in self.several:
+            # Several values from several operators: what none of these operators reads, if there are as many of it.
+            unread = self.several[found.arguments[0]]
+            if len(unread) == self.picked[found.arguments[0]]:
+                self.values[found.name] = unread[found.output]
         elif found.arguments:
             base = found.arguments[0]
             edge = self.values.get(base, Edge(base))
@@ -113,6 +128,12 @@ class _Reader:
             self.transposed[found.name] = self.transposed.get(base, False) or found.target in TRANSPOSING
         self._describe(found)
         self.lowered = []
+
+    def _unread(self) -> list[Edge]:
+        """The outputs of the operators of this FX node that none of them reads, in order."""
+        read = {edge for name in self.lowered for edge in self.nodes[name].inputs}
+        outputs = (Edge(name, at) for name in self.lowered for at in range(len(self.nodes[name].outputs)))
+        return [edge for edge in outputs if edge not in read]
 
     def _describe(self, found: FxNode) -> None:
         edge = self.values.get(found.name)
