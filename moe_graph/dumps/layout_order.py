@@ -74,4 +74,6 @@ def _number(layer: list[int], at: list[float]) -> None:
 
 
 def _mean(others: list[int], at: list[float], own: float) -> float:
-    return sum(at[other] for other in others) / len(others) if others else own
+    if len(others) == 1:  # most often
+        return at[others[0]]
+    return sum([at[other] for other in others]) / len(others) if others else own

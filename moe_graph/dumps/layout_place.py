@@ -25,6 +25,7 @@ def place(found: Layers, order: Sequence[Sequence[int]], widths: Sequence[float]
         weight = STRAIGHT if upper >= found.boxes and lower >= found.boxes else 1.0
         above[lower].append((upper, weight))
         below[upper].append((lower, weight))
+    both = [upper + lower for upper, lower in zip(above, below)]
     offsets = [_offsets(layer, widths, found.boxes) for layer in order]
     xs = [0.0] * found.count
     for layer, offset in zip(order, offsets):
@@ -37,10 +38,15 @@ def place(found: Layers, order: Sequence[Sequence[int]], widths: Sequence[float]
         for layer, offset in turn if sweep % 2 == 0 else reversed(turn):
             wanted, weights = [], []
             for one, own in zip(layer, offset):
-                near = above[one] + below[one] if last else (above if sweep % 2 == 0 else below)[one]
-                total = sum(weight for _, weight in near)
-                wanted.append((sum(xs[other] * weight for other, weight in near) / total if near else xs[one]) - own)
-                weights.append(total or 0.1)
+                near = both[one] if last else (above if sweep % 2 == 0 else below)[one]
+                if len(near) == 1:  # most often
+                    other, total = near[0]
+                    wanted.append(xs[other] - own)
+                else:
+                    total = sum([weight for _, weight in near]) or 0.1
+                    middle = sum([xs[other] * weight for other, weight in near]) / total if near else xs[one]
+                    wanted.append(middle - own)
+                weights.append(total)
             for one, own, x in zip(layer, offset, isotonic(wanted, weights)):
                 xs[one] = x + own
     return xs

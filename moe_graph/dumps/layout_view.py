@@ -134,7 +134,7 @@ def _shape_arithmetic(graph: Graph) -> frozenset[str]:
     """Nodes that compute sizes out of shapes, sizes fed as inputs, and constants."""
     sizes, constants = set(), set()
     found: set[str] = set()
-    for node in _sources_first(graph):
+    for node in sources_first(graph):
         data = [edge.node for edge in node.inputs if edge is not None and not edge.is_control]
         if node.type in CONSTANT_TYPES:
             constants.add(node.name)
@@ -156,7 +156,7 @@ def _like_sizes(dtype: str, shape: tuple[int, ...] | None) -> bool:
     return dtype in SHAPE_DTYPES and (shape is None or (len(shape) <= 1 and all(0 <= size <= 16 for size in shape)))
 
 
-def _sources_first(graph: Graph) -> list[Node]:
+def sources_first(graph: Graph) -> list[Node]:
     """Nodes after what they read, so far as the graph has no circle; the order of a dump need not be that."""
     order: list[Node] = []
     seen: set[str] = set()
