@@ -6,7 +6,7 @@
   const canvas = get("graph"), pen = canvas.getContext("2d");
   const map = get("map"), panel = get("panel"), hits = get("hits"), search = get("search");
   const KINDS = ["input", "compute", "conversion", "constant", "shape", "moe", "output"];
-  const WORDS = { conversion: "cast, layout, view", shape: "shape arithmetic", moe: "MoE" };
+  const WORDS = { conversion: "cast, layout, view", shape: "shape arithmetic", moe: "MoE", between: "between MoE nodes" };
   const DETAIL = 0.45, TEXT = 0.22, MOST_HITS = 60;
   const hidden = new Set(data.hidden);
   let view, scale = 1, left = 0, top = 0, selected = -1, hover = -1, width = 1, height = 1, colors = {}, mapImage = null;
@@ -67,10 +67,11 @@
 
   function drawLegend() {
     const kinds = new Set(view.nodes.map((at) => data.nodes[at].kind));
-    get("legend").replaceChildren(...KINDS.filter((kind) => kinds.has(kind)).map((kind) => {
+    const between = view.nodes.some((at) => data.nodes[at].path && data.nodes[at].kind !== "moe");
+    get("legend").replaceChildren(...[...KINDS.filter((kind) => kinds.has(kind)), ...(between ? ["between"] : [])].map((kind) => {
       const item = make("span"), sample = item.appendChild(make("i"));
-      sample.style.background = colors[kind];
-      sample.style.borderColor = colors[`${kind}-edge`];
+      sample.style.background = colors[kind] || "none";
+      sample.style.borderColor = colors[`${kind}-edge`] || colors.path;
       item.append(WORDS[kind] || kind);
       return item;
     }));
@@ -131,13 +132,14 @@
     pen.beginPath();
     if (scale > TEXT) pen.roundRect(x, y, box.w, box.h, 6);
     else pen.rect(x, y, box.w, box.h);
-    pen.fillStyle = colors[node.kind === "moe" && !showPath ? "compute" : node.kind];
+    const kind = node.kind === "moe" && !showPath ? "compute" : node.kind;
+    pen.fillStyle = colors[scale > TEXT ? kind : `${kind}-edge`];  // from far away the pale ones would be lost
     pen.fill();
     if (at === selected) { pen.strokeStyle = colors.focus; pen.lineWidth = 2.5 / Math.min(1, scale * 1.4); }
     else if (at === hover) { pen.strokeStyle = colors.soft; pen.lineWidth = 1.6; }
     else if (marked) { pen.strokeStyle = colors["moe-edge"]; pen.lineWidth = 2 / Math.min(1, scale * 1.4); }
     else if (showPath && node.path) { pen.strokeStyle = colors.path; pen.lineWidth = 1.6; }
-    else { pen.strokeStyle = colors[node.kind === "moe" ? "compute-edge" : `${node.kind}-edge`]; pen.lineWidth = 1; }
+    else { pen.strokeStyle = colors[`${kind}-edge`]; pen.lineWidth = 1; }
     pen.setLineDash(node.kind === "shape" && scale > TEXT ? [4, 3] : []);
     pen.stroke();
     pen.setLineDash([]);
