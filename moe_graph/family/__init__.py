@@ -13,6 +13,7 @@ from moe_graph.family import (
     dynamic_quant,
     finalize_routing,
     gating_top_k,
+    gating_top_k_softmax,
     grouped_matmul,
     init_routing_v2,
     swiglu,
@@ -23,6 +24,7 @@ from moe_graph.family.declaration import Operator
 
 OPERATORS: tuple[Operator, ...] = (
     gating_top_k.OPERATOR,
+    gating_top_k_softmax.OPERATOR,
     init_routing_v2.OPERATOR,
     token_permute.OPERATOR,
     compute_expert_tokens.OPERATOR,

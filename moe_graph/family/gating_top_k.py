@@ -115,7 +115,7 @@ def gating_top_k(
     ranked = norm.detach() if bias is None else norm.detach() + bias.detach().float()
     if k_group < group_count:
         ranked = _within_best_groups(ranked, k_group, group_count, group_select_mode)
-    expert_idx = _first(ranked, k)
+    expert_idx = largest(ranked, k)
     y = norm.gather(-1, expert_idx)
     if norm_type == SIGMOID:
         y = y / (y.sum(-1, keepdim=True) + eps)
@@ -127,11 +127,11 @@ def _within_best_groups(ranked: Tensor, k_group: int, group_count: int, mode: in
     """`ranked` [N, E], with -inf in all but the `k_group` best groups."""
     grouped = ranked.unflatten(-1, (group_count, -1))  # [N, groups, E / groups]
     scores = grouped.amax(-1) if mode == MAXIMUM else grouped.topk(2, dim=-1).values.sum(-1)
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, _first(scores, k_group), True)
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, largest(scores, k_group), True)
     return grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
 
 
-def _first(scores: Tensor, count: int) -> Tensor:
+def largest(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest, the smaller index first among equals. [N, M] -> [N, count]"""
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count].contiguous()
 

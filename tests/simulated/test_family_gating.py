@@ -39,3 +39,14 @@ def test_compute_expert_tokens(dynamic):
     lowered = testing.lower(count, torch.tensor([0, 0, 2]).int(), more_inputs=more, dynamic=dynamic)
     testing.assert_nodes(lowered.graph, MoeComputeExpertTokens=1)
     testing.assert_equals_eager(lowered)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_gating_top_k_softmax(dynamic):
+    def gate(x, finished):
+        return torch_npu.npu_moe_gating_top_k_softmax(x, finished, k=2)
+
+    more = [(torch.randn(7, 6), torch.arange(7) % 2 == 0)] if dynamic else []
+    lowered = testing.lower(gate, torch.randn(5, 6), torch.arange(5) == 1, more_inputs=more, dynamic=dynamic)
+    testing.assert_nodes(lowered.graph, MoeGatingTopKSoftmax=1)
+    testing.assert_equals_eager(lowered)

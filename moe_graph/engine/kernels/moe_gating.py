@@ -7,6 +7,7 @@ from torch import Tensor
 from moe_graph.engine.registry import kernel
 from moe_graph.family.compute_expert_tokens import compute_expert_tokens
 from moe_graph.family.gating_top_k import gating_top_k
+from moe_graph.family.gating_top_k_softmax import gating_top_k_softmax
 
 
 @kernel("MoeGatingTopK")
@@ -48,3 +49,9 @@ def moe_gating_top_k(
 def moe_compute_expert_tokens(sorted_experts: Tensor, *, num_experts: int) -> Tensor:
     """GE MoeComputeExpertTokens: npu_moe_compute_expert_tokens."""
     return compute_expert_tokens(sorted_experts, num_experts)
+
+
+@kernel("MoeGatingTopKSoftmax")
+def moe_gating_top_k_softmax(x: Tensor, finished: Tensor | None = None, *, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """GE MoeGatingTopKSoftmax: npu_moe_gating_top_k_softmax."""
+    return gating_top_k_softmax(x, finished, k)
