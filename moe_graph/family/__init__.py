@@ -2,7 +2,9 @@
 
 Each module holds the checks of its arguments, the fake implementation, the any-device fallback, and OPERATOR, its declaration.
 
-    declaration   how an operator is declared          checks    the checks' errors
+    declaration   how an operator is declared          checks         the checks' errors
+    dtypes        dtypes by number                     quantization   int8 values and their scales
+    distribute    which rank has which experts         expert_group   the process group and its AlltoAll
 """
 
 from moe_graph.family import (
