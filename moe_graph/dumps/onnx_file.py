@@ -83,8 +83,8 @@ class _Writer:
         for node in sorted(graph.inputs, key=_index):
             # ONNX knows one output of an input.
             found.graph.input.append(self._value(Edge(node.name), node))
-        for edge, node in self._outputs():
-            found.graph.output.append(self._value(edge, node))
+        for edge in self._outputs():
+            found.graph.output.append(self._value(edge))
         public = {value.name for value in (*found.graph.input, *found.graph.output)}
         for edge, name in self.values.items():
             tensor = describe(graph, edge)
@@ -114,18 +114,15 @@ class _Writer:
                 used.add(value)
                 self.values[Edge(name, output)] = value
 
-    def _outputs(self) -> list[tuple[Edge, Node | None]]:
+    def _outputs(self) -> list[Edge]:
         """What the NetOutput reads, each once; without one, what nobody reads."""
         ends = [node for node in self.graph.nodes if node.type == OUTPUT_TYPE]
         if ends:
             read = [edge for node in ends for edge in node.inputs if edge is not None and not edge.is_control]
-            return [(edge, None) for edge in dict.fromkeys(read)]
-        read_by_one = {edge for node in self.graph.nodes for edge in node.inputs}
-        return [
-            (edge, None)
-            for edge in self.values
-            if edge not in read_by_one and self.graph.by_name[edge.node].type not in INPUT_TYPES
-        ]
+            return list(dict.fromkeys(read))
+        inputs = {node.name for node in self.graph.inputs}
+        used = {edge for node in self.graph.nodes for edge in node.inputs}
+        return [edge for edge in self.values if edge not in used and edge.node not in inputs]
 
     def _value(self, edge: Edge, node: Node | None = None) -> Any:
         tensor = describe(self.graph, edge)
@@ -152,7 +149,7 @@ class _Writer:
         found = self.onnx.NodeProto(op_type=_text(node.type), name=_text(node.name), domain=DOMAIN)
         data = [edge for edge in node.inputs if edge is None or not edge.is_control]
         found.input.extend("" if edge is None else self.values[edge] for edge in data)
-        outputs = []
+        outputs: list[str] = []
         while Edge(node.name, len(outputs)) in self.values:
             outputs.append(self.values[Edge(node.name, len(outputs))])
         found.output.extend(outputs)
