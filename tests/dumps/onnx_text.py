@@ -28,6 +28,7 @@ def encode(graph):
 def _node(graph, node, at):
     lines = ["  node {"]
     lines += [f'    input: "{"" if edge is None else f"{edge.node}:{edge.output}"}"' for edge in node.inputs]
+    lines += ['    input: ""'] if node.type == "Data" else []
     read = {
         edge.output for reader in graph.nodes for edge in reader.inputs if edge is not None and edge.node == node.name
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 import moe_graph  # noqa: F401  isort: skip
 import torch
 import torch.distributed as dist
+
 from family import distribute as reference
 from family.quantization import assert_quantized
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dumps import generated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dumps import generated, onnx_text
 from moe_graph.dumps import Descriptor, Edge, Graph, Node, read
 from moe_graph.dumps.diff import diff
 from moe_graph.dumps.diff_command import main
@@ -197,6 +197,15 @@ def test_dumps_of_different_kinds_are_the_same_but_for_what_py_leaves_out(capsys
     assert (found["schema"], found["same"], found["removed"], found["added"]) == ("moe_graph diff 1", False, [], [])
     whats = [(change["before"], change["changes"][0]["what"]) for change in found["changed"]]
     assert whats == [("arg1_1", "attribute _host_tensor")]
+
+
+def test_ges_own_form_is_the_same_graph(tmp_path):
+    (graph,) = read(dump("optimized_graph_1.txt"))
+    (tmp_path / "ge_onnx_1.pbtxt").write_text(onnx_text.encode(graph))
+    (found,) = read(tmp_path / "ge_onnx_1.pbtxt")
+    assert not diff(graph, found) and not diff(found, graph)
+    edited = replace(found, nodes=tuple(node for node in found.nodes if node.type != "Data"))
+    assert {node.type for node in diff(graph, edited).removed} == {"Data"}
 
 
 @pytest.mark.parametrize("bad", ["missing.txt", "model.py", "."])

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from graphs import Graph
 from torch import Tensor
 
+from graphs import Graph
 from moe_graph import cann
 from moe_graph.engine import GraphError, KernelError, Tensors, kernel, load_model, registry
 from moe_graph.engine.evaluator import observe

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 import torch
-from graphs import PROTO_NUMBERS, Graph, Type, as_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphs import PROTO_NUMBERS, Graph, Type, as_bytes
 from moe_graph import cann
 from moe_graph.engine import GraphError, KernelError, Tensors, kernel, load_model, registry
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from expert_parallel import ranks
 
 EXACT = 1e-5  # float32, to the last bits

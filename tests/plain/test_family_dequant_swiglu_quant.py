@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from family.grouped_matmul import random
-from family.quantization import assert_quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_graph  # noqa: F401  registers the operator
+from family.grouped_matmul import random
+from family.quantization import assert_quantized
 
 operator = torch.ops.npu.npu_dequant_swiglu_quant
 FLOAT32 = torch.float32

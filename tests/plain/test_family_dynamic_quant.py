@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family.grouped_matmul import groupings, random
-from family.quantization import assert_quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_graph  # noqa: F401  registers the operator
+from family.grouped_matmul import groupings, random
+from family.quantization import assert_quantized
 
 operator = torch.ops.npu.npu_dynamic_quant
 HALVES = st.sampled_from([torch.float16, torch.bfloat16])

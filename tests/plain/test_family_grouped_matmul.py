@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family import grouped_matmul as reference
-from family.grouped_matmul import numbers, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import moe_graph  # noqa: F401  registers the operator
+from family import grouped_matmul as reference
+from family.grouped_matmul import numbers, random
 
 operator = torch.ops.npu.npu_grouped_matmul
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.int32: 0}

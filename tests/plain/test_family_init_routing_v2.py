@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family.grouped_matmul import random
-from family.quantization import assert_quantized
-from family.routing import choose_experts, init_routing, routings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_graph  # noqa: F401  registers the operator
+from family.grouped_matmul import random
+from family.quantization import assert_quantized
+from family.routing import choose_experts, init_routing, routings
 
 operator = torch.ops.npu.npu_moe_init_routing_v2
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]

@@ -1,6 +1,7 @@
 """The README's snippets for any machine run."""
 
 import pytest
+
 import readme
 
 

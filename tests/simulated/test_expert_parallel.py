@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from expert_parallel import ranks
 
 

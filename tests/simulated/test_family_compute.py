@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch_npu
 import torchair
-from family.grouped_matmul import random
 
+from family.grouped_matmul import random
 from moe_graph import testing
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
+
 from family.grouped_matmul import random
 from family.routing import choose_experts
-
 from moe_graph import testing
 
 HALVES = [torch.float16, torch.bfloat16]
