@@ -126,7 +126,7 @@ def _value(value: Any) -> str:
 
 
 def _part(name: str) -> str:
-    return resources.files("moe_graph.dumps").joinpath("page", name).read_text(encoding="utf-8")
+    return resources.files("moe_graph.dumps").joinpath("page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
