@@ -187,6 +187,38 @@ def _matmul_double_backward(grad_left, grad_right, grad_out, left, right, mask):
     return out, for_left, for_right
 
 
+def _lstm_cell(input_gates, hidden_gates, cell, input_bias=None, hidden_bias=None):
+    """Gates [B, 4H] in the order input, forget, cell, output; (hidden, cell, the activated gates, which the gradient wants)."""
+    gates = input_gates + hidden_gates
+    for bias in (input_bias, hidden_bias):
+        gates = gates if bias is None else gates + bias
+    i, f, g, o = gates.chunk(4, 1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    moved = f * cell + i * g
+    return o * moved.tanh(), moved, torch.cat([i, f, g, o], 1)
+
+
+def _lstm_cell_backward(grad_hidden, grad_cell, cell, moved, activated, has_bias):
+    """Gradients of the gates [B, 4H], of the cell before and of a bias, for those of the hidden state and of the cell after."""
+    i, f, g, o = activated.chunk(4, 1)
+    through = torch.zeros_like(moved) if grad_cell is None else grad_cell
+    grad_o = torch.zeros_like(moved)
+    if grad_hidden is not None:
+        wide = moved.tanh()
+        grad_o = grad_hidden * wide
+        through = through + grad_hidden * o * (1 - wide * wide)
+    gates = torch.cat(
+        [
+            through * g * i * (1 - i),
+            through * cell * f * (1 - f),
+            through * i * (1 - g * g),
+            grad_o * o * (1 - o),
+        ],
+        1,
+    )
+    return gates, through * f, gates.sum(0) if has_bias else None
+
+
 def _conv_depthwise2d(x, weight, kernel_size, bias, stride, padding, dilation):
     return torch.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
 
@@ -211,6 +243,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "npu::batch_norm_gather_stats_update": _batch_norm_gather,
     "aten::batch_norm_backward_reduce": _batch_norm_backward_reduce,
     "aten::batch_norm_backward_elemt": _batch_norm_backward_elemt,
+    "aten::_thnn_fused_lstm_cell": _lstm_cell,
+    "aten::_thnn_fused_lstm_cell_backward_impl": _lstm_cell_backward,
     "aten::_conv_depthwise2d": _conv_depthwise2d,
     "aten::_conv_depthwise2d.out": _into(_conv_depthwise2d),
     "npu::matmul_double_backward": _matmul_double_backward,

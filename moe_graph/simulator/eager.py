@@ -24,6 +24,7 @@ _AUTOGRAD_KEY = "AutogradPrivateUse1"
 _COMPUTED = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
 _CUSTOM = ("npu", "atb")
 _libraries: list[torch.library.Library] = []
+_registered: list[str] = []
 
 
 def install() -> None:
@@ -33,7 +34,8 @@ def install() -> None:
     spaces = {space: torch.library.Library(space, "IMPL") for space in ("aten", *_CUSTOM)}
     _libraries.extend(spaces.values())
     queued = _is_queued()
-    for qualified in torch._C._dispatch_get_registrations_for_dispatch_key(_KEY):
+    _registered.extend(torch._C._dispatch_get_registrations_for_dispatch_key(_KEY))
+    for qualified in _registered:
         space = qualified.partition("::")[0]
         if space not in spaces or qualified in KEPT:
             continue
@@ -55,13 +57,17 @@ def _server(qualified: str) -> Callable[[], Callable[..., Any]] | None:
         return None  # a kernel with no operator: torch_npu registers some under aten that are declared under npu
     if is_view(schema) or name in VIEWS_IN_PLACE:
         return None
-    if qualified.startswith("aten::") and any(map(functools.partial(_has_kernel, qualified), _COMPUTED)):
+    if _is_computed(qualified):
         return functools.partial(_by_cpu, qualified)
     own = torch.library.get_kernel(qualified, _KEY)
     return functools.partial(_custom, qualified, own)
 
 
-_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+def _is_computed(qualified: str) -> bool:
+    """Has an operator of aten a kernel for CPU tensors?"""
+    return qualified.startswith("aten::") and any(
+        torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key) for key in _COMPUTED
+    )
 
 
 def is_view(schema: torch._C.FunctionSchema) -> bool:
@@ -88,6 +94,32 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: bool) -> Callable[..
 def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """The kernel of one operator for NPU tensors: what the operator is on the CPU, on the same memory."""
     return _lazily(lambda: Operator(overload), _is_queued())
+
+
+def coverage() -> dict[str, str]:
+    """Who serves each operator that torch_npu registers for its device: "cpu", "function" (of ours), "torch_npu" or "" (nobody).
+
+    "torch_npu": its own kernels of memory and views, which need no computation. Left out: names that the dispatcher has no operator
+    of, and communication.
+    """
+    from moe_graph.simulator import aten_operators, npu_operators
+
+    found = {}
+    for qualified in _registered:
+        name, _, overload_name = qualified.partition(".")
+        try:
+            schema = torch._C._get_schema(name, overload_name)
+        except RuntimeError:
+            continue
+        if qualified.partition("::")[0] not in ("aten", *_CUSTOM):
+            continue
+        if qualified in KEPT or is_view(schema) or name in VIEWS_IN_PLACE:
+            found[qualified] = "torch_npu"
+        elif qualified in npu_operators.FUNCTIONS or qualified in aten_operators.FUNCTIONS:
+            found[qualified] = "function"
+        else:
+            found[qualified] = "cpu" if _is_computed(qualified) else ""
+    return found
 
 
 def _is_queued() -> bool:

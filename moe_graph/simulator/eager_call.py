@@ -161,12 +161,17 @@ class _Tensors:
         )
 
     def write_back(self) -> None:
-        """An out= tensor that was resized, or computed in new memory: resize the caller's and copy."""
+        """An out= tensor that was resized in its memory: so is the caller's. One computed in new memory: resize and copy."""
         for npu, cpu, shape, fresh in self._pairs:
-            if fresh or cpu.shape != shape:
-                if cpu.shape != shape:
-                    npu.resize_(cpu.shape)
-                borrowed_view(npu).copy_(cpu)
+            if not fresh and cpu.shape == shape:
+                continue
+            if not fresh and cpu.untyped_storage().data_ptr() == npu.untyped_storage().data_ptr():
+                npu.set_(npu.untyped_storage(), cpu.storage_offset(), cpu.size(), cpu.stride())
+                continue
+            if cpu.shape != shape:
+                npu.resize_(cpu.shape)
+                npu.as_strided_(cpu.size(), cpu.stride())
+            borrowed_view(npu).copy_(cpu)
 
     def to_device(self, value: Any, device: torch.device) -> Any:
         if isinstance(value, Tensor):

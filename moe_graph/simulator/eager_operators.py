@@ -26,7 +26,7 @@ VIEWS_IN_PLACE = frozenset(
 COMPOSED = frozenset(
     """
     aten::lstm.input aten::lstm.data aten::gru.input aten::lstm_cell aten::scaled_dot_product_attention
-    aten::max.out aten::min.out aten::nanmean.out
+    aten::max.out aten::min.out aten::nanmean.out aten::one_hot
     """.split()
 )
 

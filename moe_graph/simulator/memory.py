@@ -64,6 +64,8 @@ def _with_bits(view: Tensor, tensor: Tensor) -> Tensor:
 
 def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
     """A new NPU tensor with the values of a CPU tensor, and with its strides where they leave no gap and no overlap."""
+    if tensor.layout != torch.strided:
+        return tensor.to(device)  # torch moves its parts, strided tensors
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     strides = tensor.stride()
