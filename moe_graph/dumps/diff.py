@@ -6,11 +6,12 @@ the other leaves open) is none either.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_graph.dumps.diff_match import Matching, frozen
 from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
+from moe_graph.dumps.reading_infer import CONSTANT_TYPES
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Difference:
 
 def diff(before: Graph, after: Graph) -> Difference:
     """What differs from `before` to `after`, matched by structure."""
+    if (before.kind == "onnx") != (after.kind == "onnx"):
+        before, after = _as_onnx_says(before), _as_onnx_says(after)
     matching = Matching(before, after)
     partner = {
         node.name: after.nodes[other].name for node, other in zip(before.nodes, matching.a.partner) if other is not None
@@ -65,6 +68,17 @@ def diff(before: Graph, after: Graph) -> Difference:
         tuple(changed),
         partner,
     )
+
+
+def _as_onnx_says(graph: Graph) -> Graph:
+    """The graph without what GE's form leaves out: it has no truth values, and of constants it tells type and shape."""
+    nodes = []
+    for node in graph.nodes:
+        attributes = {key: int(value) if isinstance(value, bool) else value for key, value in node.attributes.items()}
+        if node.type in CONSTANT_TYPES:
+            attributes.pop("value", None)
+        nodes.append(replace(node, attributes=attributes))
+    return replace(graph, nodes=tuple(nodes))
 
 
 def _own_changes(node: Node, other: Node) -> list[Change]:

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from moe_graph.dumps.model import Descriptor, Graph, Node
+from moe_graph.dumps.model import INPUT_TYPES, Descriptor, Graph, Node
 from moe_graph.dumps.reading_definition import BOOKKEEPING, OUTPUT_TYPE, check, edge, fx_of, in_order
 from moe_graph.dumps.reading_dtypes import word
 from moe_graph.dumps.reading_errors import DumpError
@@ -67,6 +67,8 @@ def _node(node: Message) -> Node:
         str(description.get("attr__fx_tensor_name", "")) for _, description in sorted(descriptions["output"].items())
     )
     edges = [edge(text(reference), name) for reference in node.get("input", ())]
+    if kind in INPUT_TYPES and edges == [None]:  # what feeds an input is written as an input that is not fed
+        edges = []
     parsed = Node(
         name,
         kind,
