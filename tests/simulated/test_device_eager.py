@@ -216,9 +216,11 @@ def test_tensors_of_two_devices_are_refused():
 
 def test_an_operator_that_nothing_serves_names_itself_and_the_function_that_is_missing():
     with report.record() as seen:
-        with pytest.raises(NotImplementedError, match=r"npu\.npu_rotary_mul.* has no kernel.*aclnn.* is not modelled"):
-            torch_npu.npu_rotary_mul(*(torch.ones(1, 1, 1, 64).npu() for _ in range(3)))
-    assert seen.missing["npu.npu_rotary_mul.default"] == 1
+        with pytest.raises(
+            NotImplementedError, match=r"npu\.npu_fusion_attention.* has no kernel.*aclnn.* is not modelled"
+        ):
+            torch_npu.npu_fusion_attention(*(torch.ones(1, 1, 8, 16).npu() for _ in range(3)), 1, "BNSD")
+    assert seen.missing["npu.npu_fusion_attention.default"] == 1
 
 
 OPTIMIZERS = {

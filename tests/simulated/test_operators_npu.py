@@ -1,0 +1,80 @@
+"""torch_npu's own operators of normalization, rotary embedding and activation: against torch's compositions, with gradients."""
+
+import pytest
+import torch
+import torch_npu
+from torch.nn import functional as F
+
+GENERATOR = torch.Generator().manual_seed(0)
+X, Y = (torch.randn(2, 3, 4, 8, generator=GENERATOR) for _ in range(2))
+GAMMA, WEIGHT = torch.rand(8, generator=GENERATOR) + 0.5, torch.randn(5, 8, generator=GENERATOR)
+ANGLES = torch.rand(1, 3, 1, 4, generator=GENERATOR)
+
+
+def rotary(x, angles, interleaved):
+    """Pairs as complex numbers, turned."""
+    pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
+    turned = torch.view_as_real(
+        torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles)
+    )
+    return turned.flatten(-2) if interleaved else turned.transpose(-1, -2).flatten(-2)
+
+
+def tables(angles, interleaved):
+    wide = angles.repeat_interleave(2, -1) if interleaved else torch.cat([angles, angles], -1)
+    return wide.cos(), wide.sin()
+
+
+CASES = {
+    "npu_rms_norm": (
+        lambda x, g: torch_npu.npu_rms_norm(x, g, 1e-5)[0],
+        lambda x, g: F.rms_norm(x, (8,), g, 1e-5),
+        (X, GAMMA),
+    ),
+    "npu_rotary_mul half": (
+        lambda x: torch_npu.npu_rotary_mul(x, *(t.npu() for t in tables(ANGLES, False))),
+        lambda x: rotary(x, ANGLES, False),
+        (X,),
+    ),
+    "npu_rotary_mul interleave": (
+        lambda x: torch_npu.npu_rotary_mul(x, *(t.npu() for t in tables(ANGLES, True)), "interleave"),
+        lambda x: rotary(x, ANGLES, True),
+        (X,),
+    ),
+    "npu_gelu": (lambda x: torch_npu.npu_gelu(x, approximate="tanh"), lambda x: F.gelu(x, approximate="tanh"), (X,)),
+    "npu_silu": (torch_npu.npu_silu, F.silu, (X,)),
+    "npu_linear": (torch_npu.npu_linear, F.linear, (X.view(-1, 8), WEIGHT)),
+    "fast_gelu": (torch_npu.fast_gelu, lambda x: x * torch.sigmoid(1.702 * x), (X,)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_and_gradients(name):
+    on_device, composed, data = CASES[name]
+    found = []
+    for device, function in (("cpu", composed), ("npu", on_device)):
+        leaves = [x.clone().to(device).requires_grad_() for x in data]
+        result = function(*leaves)
+        result.square().sum().backward()
+        found.append([result, *(leaf.grad for leaf in leaves)])
+    for cpu, npu in zip(*found):
+        assert npu.is_npu
+        torch.testing.assert_close(npu.cpu(), cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_rms_norm_gives_the_reciprocal_root_too():
+    y, rstd, total = torch_npu.npu_add_rms_norm(X.npu(), Y.npu(), GAMMA.npu(), 1e-5)
+    expected = ((X + Y).square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd.cpu(), expected)
+    torch.testing.assert_close(total.cpu(), X + Y)
+    torch.testing.assert_close(y.cpu(), (X + Y) * expected * GAMMA)
+
+
+def test_bfloat16_keeps_its_dtype():
+    assert torch_npu.npu_rms_norm(X.bfloat16().npu(), GAMMA.bfloat16().npu())[0].dtype == torch.bfloat16
+    assert torch_npu.npu_rotary_mul(*(X.bfloat16().npu(),) * 3).dtype == torch.bfloat16
+
+
+def test_a_mode_that_is_not_modelled_is_refused():
+    with pytest.raises(ValueError, match="rotary_mode must be 'half' or 'interleave'.*'quarter'"):
+        torch.ops.npu.npu_rotary_mul(X.npu(), X.npu(), X.npu(), "quarter")
