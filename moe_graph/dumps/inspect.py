@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from moe_graph.dumps import reading_signatures
 from moe_graph.dumps.model import Graph, Node
 from moe_graph.dumps.reading import files, read_file, share_sources
 from moe_graph.dumps.reading_errors import DumpError
@@ -26,6 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     graphs, failed = read_all(options.dumps)
+    if any(graph.kind == "py" for graph in graphs) and not reading_signatures.available():
+        print(
+            "py dumps: names of inputs and defaults of attributes need torchair's sources: pip install torch_npu",
+            file=sys.stderr,
+        )
     wanted = {name: getattr(options, name) for name in PICTURES if getattr(options, name) is not None}
     if wanted and len(graphs) != 1 and not failed:
         parser.error(

@@ -44,6 +44,11 @@ class Signature:
         return float(value) if name in self.floats and isinstance(value, int) else value
 
 
+def available() -> bool:
+    """Are torchair's sources installed? Without them a "py" dump names no inputs and shows no defaults."""
+    return bool(_sources())
+
+
 @functools.cache
 def signature(kind: str) -> Signature | None:
     """Of the function for GE type `kind`; None if torch_npu is not installed or declares none."""

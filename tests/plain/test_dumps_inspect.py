@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_graph.dumps import Descriptor, Edge, Graph, Node, read, summarise
+from moe_graph.dumps import Descriptor, Edge, Graph, Node, read, reading_signatures, summarise, torchair_py
 from moe_graph.dumps.inspect import main
 from moe_graph.dumps.summary import plain
 
@@ -94,6 +94,18 @@ def test_a_folder_tells_source_lines(capsys):
     assert run(capsys, DUMPS)[1].count("model.py:18 in forward") == 6
 
 
+def test_without_torchairs_sources_a_py_dump_says_less_and_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(reading_signatures, "_sources", lambda: ())
+    monkeypatch.setattr(torchair_py, "signature", lambda kind: None)
+    code, out, err = run(capsys, DUMPS / "dynamo_original_graph_1.py", "--json")
+    assert code == 0 and "pip install torch_npu" in err
+    (node,) = json.loads(out)["graphs"][0]["moe"]
+    assert [port["name"] for port in node["inputs"]] == ["0", "1", "2"]
+    assert node["attributes"] == {"expert_token_num_type": 1, "idx_type": 0}
+    assert node["outputs"][0] == {"dtype": "float16", "shape": [-1, 16]}
+    assert run(capsys, TXT)[2] == ""
+
+
 def test_json(capsys):
     code, out, _ = run(capsys, TXT, "--json")
     found = json.loads(out)
@@ -154,7 +166,6 @@ def test_a_picture_is_of_one_graph(capsys, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_a_failure(capsys, tmp_path):
-    pytest.importorskip("moe_graph.dumps.dot")
     code, _, err = run(capsys, TXT, "--dot", tmp_path / "missing" / "x.dot")
     assert code == 1 and err.startswith(f"--dot {tmp_path / 'missing' / 'x.dot'}: ")
     assert run(capsys, TXT, "--dot", tmp_path / "x.dot")[0] == 0
