@@ -16,6 +16,10 @@ COMMANDS = {
         "moe_graph.conformance.command",
         "compare torchair's declared cases on the host engine with eager PyTorch",
     ),
+    "verify": (
+        "moe_graph.verification.command",
+        "compare kernel, graph mode and fallback over a grid; a report for bugs",
+    ),
     "status": ("moe_graph.show_status", "show what is registered for npu_moe_re_routing, and from whom"),
 }
 

@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
-import pictures
 import pytest
 
+import pictures
 from moe_graph.dumps import dot, svg
 from moe_graph.dumps.layout import lay_out
 from moe_graph.dumps.layout_order import crossings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import builtins
 
-import pictures
 import pytest
 
+import pictures
 from moe_graph.dumps import onnx_file
 from moe_graph.dumps.model import CONTROL, Descriptor, Edge, Graph, Node
 

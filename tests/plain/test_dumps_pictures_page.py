@@ -7,9 +7,9 @@ import re
 import shutil
 import time
 
-import pictures
 import pytest
 
+import pictures
 from moe_graph.dumps import html
 from moe_graph.dumps.model import CONTROL, Descriptor, Edge, Graph, Node
 

@@ -24,6 +24,7 @@ def walk():
     return json.loads(result.stdout)["cases"]
 
 
+@pytest.mark.slow
 def test_as_many_agree_as_were_counted(walk):
     counts = collections.Counter(case["status"] for case in walk)
     listed = [
@@ -33,11 +34,13 @@ def test_as_many_agree_as_were_counted(walk):
     assert counts["refused"] == REFUSED
 
 
+@pytest.mark.slow
 def test_what_fails_is_torchairs(walk):
     failing = {case["operator"] for case in walk if case["status"] == "failed"}
     assert failing == set(known.TORCHAIR)
 
 
+@pytest.mark.slow
 def test_random_operators_are_checked_as_random(walk):
     random = {case["operator"] for case in walk if case["status"] == "random"}
     assert {"aten.rand.default", "aten.randn.default", "aten.bernoulli.default"} <= random

@@ -2,10 +2,10 @@
 
 import json
 
-import opinfo
 import pytest
 import torch
 
+import opinfo
 from moe_graph.simulator import eager
 
 RECORDED = json.loads(opinfo.RECORD.read_text())
