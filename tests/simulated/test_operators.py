@@ -8,6 +8,8 @@ import torch
 import opinfo
 from moe_graph.simulator import eager
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of samples that are deprecated or odd on purpose
+
 RECORDED = json.loads(opinfo.RECORD.read_text())
 of_this_torch = pytest.mark.skipif(
     torch.__version__.partition("+")[0] != RECORDED["torch"], reason=f"recorded with torch {RECORDED['torch']}"
