@@ -39,6 +39,11 @@ def _addmm_dtype(x: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, 
     return beta * x.to(dtype) + alpha * (left.to(dtype) @ right.to(dtype))
 
 
+def _histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:  # noqa: A002
+    """Devices count whole numbers, too; the CPU's kernel does not."""
+    return torch.histc(x if x.is_floating_point() else x.double(), bins, min, max).to(x.dtype)
+
+
 def _into(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The out= form of a function."""
 
@@ -228,6 +233,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten::matmul_backward": _matmul_backward,
     "aten::_fused_rms_norm_backward": _fused_rms_norm_backward,
     "aten::_masked_scale": lambda x, mask, scale: x * mask.to(x.dtype) * scale,
+    "aten::histc": _histc,
+    "aten::histc.out": _into(_histc),
     "aten::mm.dtype": _mm_dtype,
     "aten::mm.dtype_out": _into(_mm_dtype),
     "aten::bmm.dtype": _mm_dtype,
