@@ -1,0 +1,130 @@
+"""What is verified where: claims, and the tests that hold them. `python tests/verified_where.py` writes the table into README.md.
+
+A cell is a test's name within its folder, "file::test". A claim without one is "not verified" there. No test runs on hardware yet: its
+column is filled by `python -m moe_graph verify` on a machine with an NPU, or by tests that run there.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- verified: begin -->", "<!-- verified: end -->"
+NOT_VERIFIED = "not verified"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that the project claims, and tests of it on plain torch, on the simulated device and on hardware."""
+
+    text: str
+    plain: str | None = None
+    simulated: str | None = None
+    hardware: str | None = None
+
+
+CLAIMS = (
+    Claim(
+        "eager results are the contract's, every dtype and mode",
+        "test_fallback::test_matches_the_reference",
+        "test_kernel_moe_re_routing::test_matches_the_reference",
+    ),
+    Claim(
+        "shapes and dtypes while tracing, static and symbolic",
+        "test_fake::test_meta_agrees_with_the_fallback",
+        "test_graph_mode::test_descriptors_carry_the_dtypes_of_the_fake_implementation",
+    ),
+    Claim(
+        "bad input is refused while tracing",
+        "test_fake::test_bad_input_is_refused_while_tracing",
+        "test_graph_mode::test_bad_input_is_refused_while_tracing",
+    ),
+    Claim("opcheck and torch.export", "test_compile::test_export"),
+    Claim(
+        "gradients",
+        "test_autograd::test_gradcheck",
+        "test_registration::test_gradient_on_the_npu_goes_through_its_kernel",
+    ),
+    Claim("the out= form", "test_out::test_writes_into_the_buffers"),
+    Claim(
+        "un-routing is the exact inverse",
+        "test_fallback::test_un_routing_is_the_exact_inverse",
+        "test_graph_mode::test_un_routing_is_one_node",
+    ),
+    Claim(
+        "one compilation serves every token count",
+        "test_compile::test_one_compilation_serves_every_token_count",
+        "test_graph_mode::test_one_graph_serves_every_token_count",
+    ),
+    Claim(
+        "torch_npu's adapter hands the kernel the promised attributes",
+        None,
+        "test_kernel_moe_re_routing::test_calls_are_recorded",
+    ),
+    Claim("a native call is one MoeReRouting node", None, "test_graph_mode::test_native_call_is_one_node"),
+    Claim("other calls are composed, with equal results", None, "test_graph_mode::test_composed_lowering"),
+    Claim("the kernel's limits, by product", None, "test_kernel_product::test_dtypes_scales_and_attributes"),
+    Claim("a way back by a sort is replaced", None, "test_passes::test_a_way_back_by_a_sort_is_replaced"),
+    Claim(
+        "any import order; unregistering restores",
+        "test_registration::test_unregister_and_register_again",
+        "test_registration::test_every_import_order",
+    ),
+    Claim(
+        "kernel, graph mode and fallback agree over the grid of `verify`",
+        None,
+        "test_verify::test_all_agree_and_are_timed",
+    ),
+    Claim(
+        "the expert-parallel layer equals a dense one",
+        "test_expert_parallel::test_equals_the_dense_layer",
+        "test_expert_parallel::test_equals_the_dense_layer_eager_and_compiled",
+    ),
+    Claim(
+        "torchair's declared cases agree with eager PyTorch",
+        None,
+        "test_conformance::test_as_many_agree_as_were_counted",
+    ),
+    Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
+    Claim("torch 2.1 to 2.12, torch_npu before 2.13"),
+)
+
+
+def exists(folder: str, name: str) -> bool:
+    """Is there such a test function at the top of the file? Read from its source, so that no test is imported."""
+    file, _, function = name.partition("::")
+    path = ROOT / "tests" / folder / f"{file}.py"
+    if not path.exists():
+        return False
+    return any(isinstance(node, ast.FunctionDef) and node.name == function for node in ast.parse(path.read_text()).body)
+
+
+def table() -> str:
+    """The table as Markdown."""
+    lines = ["| claim | plain CPU | simulated device | hardware |", "|---|---|---|---|"]
+    for claim in CLAIMS:
+        cells = [f"`{x}`" if x else NOT_VERIFIED for x in (claim.plain, claim.simulated, claim.hardware)]
+        lines.append(f"| {claim.text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def between_markers(text: str) -> str | None:
+    """What stands between the markers of a README, None if they are missing."""
+    _, begin, rest = text.partition(BEGIN)
+    inside, end, _ = rest.partition(END)
+    return inside.strip() if begin and end else None
+
+
+def written(text: str) -> str:
+    """The README with the table between its markers."""
+    if between_markers(text) is None:
+        raise SystemExit(f"{README.name} must have the markers {BEGIN} and {END}")
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))
