@@ -88,6 +88,46 @@ CLAIMS = (
         None,
         "test_conformance::test_as_many_agree_as_were_counted",
     ),
+    Claim(
+        "the operators of the layer are their documents', and lower to one node",
+        "test_family_grouped_matmul::test_rows",
+        "test_family_finalize::test_finalize_routing",
+    ),
+    Claim(
+        "one graph serves every token count after the AlltoAll",
+        None,
+        "test_expert_parallel::test_one_graph_serves_every_token_count",
+    ),
+    Claim(
+        "a public model's prefill runs unchanged",
+        None,
+        "test_expert_parallel::test_a_prefill_function_of_public_models_runs_unchanged",
+    ),
+    Claim(
+        "a rank that dies is an error of the others",
+        "test_expert_parallel::test_a_lost_rank_is_an_error_of_the_others_soon",
+        "test_communication::test_a_lost_rank_is_an_error_soon",
+    ),
+    Claim("torch's operators have the CPU's results", None, "test_operators::test_the_whole_walk"),
+    Claim("a transformer trains as on the CPU", None, "test_programs::test_a_transformer_trains_as_on_the_cpu"),
+    Claim(
+        "DDP, FSDP and fully_shard train as one process on the CPU",
+        None,
+        "test_communication::test_training_equals_one_process_on_the_cpu",
+    ),
+    Claim(
+        "a Hugging Face MoE model generates the CPU's tokens",
+        None,
+        "test_programs::test_a_hugging_face_moe_model_generates_the_same_tokens",
+    ),
+    Claim("200 starts without a crash at exit", None, "test_starts::test_two_hundred_starts"),
+    Claim("the C runtime is clean under valgrind", "test_simulator_build::test_the_runtime_under_valgrind"),
+    Claim("a dump of each kind gives the same summary", "test_dumps_reading::test_every_kind_gives_the_same_summary"),
+    Claim("a hostile dump executes nothing", "test_dumps_broken::test_nothing_in_a_py_dump_is_executed"),
+    Claim(
+        "an edit of a graph is exactly that edit to `diff`", "test_dumps_diff::test_an_edit_of_one_node_is_that_edit"
+    ),
+    Claim("a page opens 5,000 nodes in under 3 s, in Chromium", "test_dumps_pictures_page::test_opens_finds_and_shows"),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
     Claim("torch 2.1 to 2.12, torch_npu before 2.13"),
 )

@@ -21,10 +21,7 @@ def test_a_test_that_is_gone_is_seen():
 
 
 def test_the_readme_has_the_table():
-    found = where.between_markers(where.README.read_text())
-    if found is None:
-        pytest.skip("README.md has no markers for the table yet")
-    assert found == where.table(), "run python tests/verified_where.py"
+    assert where.between_markers(where.README.read_text()) == where.table(), "run python tests/verified_where.py"
 
 
 def test_only_what_is_between_the_markers_is_written():
