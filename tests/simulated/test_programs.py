@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -65,6 +66,13 @@ def test_it_trains_under_autocast():
     torch.manual_seed(0)
     found, _ = losses(Model(), "npu", autocast=True)
     assert found[-1] < 0.5 * found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_on_the_cpu_is_left_alone():
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(torch.compile(lambda x: (x * 2).relu().sum(-1))(x), (x * 2).relu().sum(-1))
 
 
 @pytest.mark.slow
