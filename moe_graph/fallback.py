@@ -32,17 +32,12 @@ def take_rows(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
 def _checked_gather_index(counts: Tensor, num_tokens: int) -> Tensor:
     """The gather index, or the ValueError of `validation.check_counts`.
 
-    On the CPU, torch's repeat_interleave itself refuses negative counts and a sum other than A, so that good counts are not read twice.
+    On the CPU counts are always checked first: given a negative count, or a sum that wraps around to A, torch's repeat_interleave writes
+    outside of its output before it refuses, or crashes.
     """
-    if counts.device.type != "cpu":
-        if settings.checks_devices():
-            validation.check_counts(counts, num_tokens)
-        return index.gather_index(counts, num_tokens)
-    try:
-        return index.gather_index(counts, num_tokens)
-    except RuntimeError:
+    if counts.device.type == "cpu" or settings.checks_devices():
         validation.check_counts(counts, num_tokens)
-        raise
+    return index.gather_index(counts, num_tokens)
 
 
 def re_routing(

@@ -87,9 +87,10 @@ def check_arguments(
 def check_counts(expert_token_num_per_rank: Tensor, num_tokens: int) -> None:
     """Raise ValueError if a count is negative or the counts do not sum to `num_tokens`. Reads values: a device synchronizes."""
     counts = expert_token_num_per_rank.cpu()
-    smallest = int(counts.min())
+    smallest, largest = (int(bound) for bound in counts.aminmax())
     if smallest < 0:
         _refuse("expert_token_num_per_rank", "counts >= 0", f"a negative count, {smallest}")
-    total = int(counts.sum(dtype=torch.int64))
+    # Counts in [0, A] cannot wrap their sum around to A; larger ones are added exactly, for the message.
+    total = int(counts.sum(dtype=torch.int64)) if largest <= num_tokens else sum(counts.flatten().tolist())
     if total != num_tokens:
         _refuse("expert_token_num_per_rank", f"counts that sum to A = {num_tokens}, the rows of tokens", f"sum {total}")

@@ -42,6 +42,10 @@ CLAIMS = (
         "test_fake::test_bad_input_is_refused_while_tracing",
         "test_graph_mode::test_bad_input_is_refused_while_tracing",
     ),
+    Claim(
+        "any arguments: a ValueError that names one, or the right result; fake and eager agree",
+        "test_fuzz_arguments::test_accepted_and_right_or_refused_by_name",
+    ),
     Claim("opcheck and torch.export", "test_compile::test_export"),
     Claim(
         "gradients",
@@ -128,6 +132,7 @@ CLAIMS = (
         "an edit of a graph is exactly that edit to `diff`", "test_dumps_diff::test_an_edit_of_one_node_is_that_edit"
     ),
     Claim("a page opens 5,000 nodes in under 3 s, in Chromium", "test_dumps_pictures_page::test_opens_finds_and_shows"),
+    Claim("a wrong line in the operator's core fails a test", "test_mutations::test_is_noticed"),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
     Claim("torch 2.1 to 2.12, torch_npu before 2.13"),
 )

@@ -84,6 +84,21 @@ def test_bad_counts_are_refused_before_anything_is_written(counts, what, dtype):
         torch.ops.npu.npu_moe_re_routing(tokens, torch.tensor(counts, dtype=dtype))
 
 
+@pytest.mark.parametrize(
+    ("count", "counts", "what"),
+    [
+        (5, [[-3, 8]], "a negative count, -3"),
+        (5, [[8, -3]], "a negative count, -3"),
+        (0, [[-3, 3]], "a negative count, -3"),
+        (5, [[2**63 - 1, 2**63 - 1, 7]], f"sum {2**64 + 5}"),  # 5, if it wrapped around
+    ],
+)
+def test_counts_that_sum_to_a_and_are_none_are_refused(count, counts, what):
+    """torch's repeat_interleave, asked with these, writes outside of its memory."""
+    with pytest.raises(ValueError, match=f"expert_token_num_per_rank must be .*got {what}"):
+        moe_graph.moe_re_routing(torch.zeros(count, 2), torch.tensor(counts))
+
+
 def test_more_tokens_than_an_int32_index_can_name():
     tokens = torch.zeros(1, dtype=torch.int8).expand(2**31, 1)
     with pytest.raises(ValueError, match="tokens must be of at most 2147483647 rows"):

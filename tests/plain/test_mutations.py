@@ -28,7 +28,6 @@ class Mutation(NamedTuple):
 
 RANDOM = "plain/test_fallback.py::test_matches_the_reference"
 META = "plain/test_fake.py::test_meta_agrees_with_the_fallback"
-NODE = "simulated/test_graph_mode.py::test_native_call_is_one_node"
 COMPOSED = "simulated/test_graph_mode.py::test_composed_lowering"
 MUTATIONS = {
     "no fallback registered": Mutation(
@@ -80,14 +79,14 @@ MUTATIONS = {
         "(num_tokens + 1,), dtype=contract.INDEX_DTYPE",
         META,
     ),
-    "negative counts accepted": Mutation(
-        "moe_graph/validation.py", "if smallest < 0:", "if smallest < -(2**62):", "plain/test_fallback.py"
+    "counts of another sum accepted": Mutation(
+        "moe_graph/validation.py", "if total != num_tokens:", "if False:", "plain/test_fallback.py"
     ),
     "idx_type of the node swapped": Mutation(
         "converters/moe_re_routing.py",
         "expert_token_num_type=contract.COUNT, idx_type=idx_type)",
         "expert_token_num_type=contract.COUNT, idx_type=1 - idx_type)",
-        NODE,
+        "simulated/test_graph_mode.py",
     ),
     "cumsum not composed": Mutation("converters/moe_re_routing.py", "if lacks.cumsum:", "if False:", COMPOSED),
     "scatter index not composed": Mutation(
@@ -128,7 +127,7 @@ def test_is_noticed(name, copied):
 
 
 def run(folder: Path, test: str) -> int:
-    """pytest's exit code for the tests with the package of this folder."""
+    """pytest's exit code for the tests with the package of this folder, where it starts: Python finds what lies there first."""
     plugin = ["-p", "moe_graph.simulator.pytest_plugin"] if test.startswith("simulated") else []
     command = [
         sys.executable,
@@ -142,4 +141,4 @@ def run(folder: Path, test: str) -> int:
         str(ROOT / "tests" / test),
     ]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=500).returncode
+    return subprocess.run(command, capture_output=True, cwd=folder, env=environment, timeout=500).returncode
