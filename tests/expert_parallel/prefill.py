@@ -109,7 +109,8 @@ def main():
     expert_y = torch.einsum("sei,eih->seh", torch.nn.functional.silu(left) * right, w2 * w2_scale.float()[:, None])
     expected = (expert_y.gather(1, ids[..., None].expand(-1, -1, HIDDEN)) * weights[..., None]).sum(1)
     difference = (y.cpu().float() - expected).abs().max() / expected.abs().max()
-    print(f"rank {RANK}: {tuple(y.shape)} on {y.device}, differs by {difference:.1e}", flush=True)
+    # One write, so that the lines of the ranks stay whole.
+    print(f"rank {RANK}: {tuple(y.shape)} on {y.device}, differs by {difference:.1e}\n", end="", flush=True)
     dist.destroy_process_group()
 
 

@@ -98,7 +98,7 @@ def main():
         torch.npu.set_device(RANK)
     dist.init_process_group("hccl" if ep_moe.DEVICE == "npu" else "gloo", timeout=timedelta(seconds=60))
     {"gradients": gradients, "one_graph": one_graph, "lost": lost}[sys.argv[1]]()
-    print(f"rank {RANK}: ok", flush=True)
+    print(f"rank {RANK}: ok\n", end="", flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
