@@ -6,6 +6,7 @@ reading_*   what the readers share: text of protobuf, definitions, types, values
 torchair_py, ge_onnx    the two kinds that are no definition of a graph
 summary     what a graph holds: inputs, outputs, types, MoE nodes, placements, casts, transposes
 diff        two graphs, matched by their structure
+html, svg, dot, onnx_file   pictures, and a file for viewers; layout* and page/ are theirs
 """
 
 from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
