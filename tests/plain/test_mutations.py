@@ -33,7 +33,12 @@ MUTATIONS = {
     "no fallback registered": Mutation(
         "moe_graph/registration.py", '"CompositeExplicitAutograd": fallback.re_routing,', "", RANDOM
     ),
-    "no fake implementation registered": Mutation("moe_graph/registration.py", '"Meta": fake_re_routing,', "", META),
+    "no fake implementation registered": Mutation(
+        "moe_graph/registration.py",
+        '"Meta": fake_re_routing,',
+        "",
+        "plain/test_registration.py::test_status_names_who_provides_what",
+    ),
     "no autograd registered": Mutation(
         "moe_graph/registration.py", '"Autograd": autograd.re_routing,', "", "plain/test_autograd.py"
     ),
