@@ -46,10 +46,11 @@ DEFAULT_SCALES_DTYPE = torch.float32
 class MoeReRoutingOutput(NamedTuple):
     """The four outputs under their documented names.
 
-    permute_tokens            like tokens [A, H]
-    permute_per_token_scales  like per_token_scales, or float32 [A] without meaning when none were given
-    permute_token_idx         int32 [A], gather or scatter index
-    expert_token_num          [E], dtype of expert_token_num_per_rank: tokens per expert, or their inclusive running sum
+    Attributes:
+        permute_tokens: like tokens [A, H]
+        permute_per_token_scales: like per_token_scales, or float32 [A] without meaning when none were given
+        permute_token_idx: int32 [A], gather or scatter index
+        expert_token_num: [E], dtype of expert_token_num_per_rank: tokens per expert, or their inclusive running sum
     """
 
     permute_tokens: Tensor

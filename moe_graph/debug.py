@@ -31,10 +31,12 @@ class force_fallback(TorchDispatchMode):  # noqa: N801  used like a function: `w
 class Difference:
     """The first element in which an output of the kernel differs from the fallback's.
 
-    output    name of the output
-    position  index of the element, or None if shape or dtype differ
-    kernel, fallback   the two values (or shapes and dtypes)
-    count     how many elements of this output differ
+    Attributes:
+        output: name of the output
+        position: index of the element, or None if shape or dtype differ
+        kernel: the kernel's value there (or shape and dtype)
+        fallback: the fallback's
+        count: how many elements of this output differ
     """
 
     output: str
@@ -86,11 +88,16 @@ def compare_with_fallback(
 ) -> Difference | None:
     """Run the kernel in force for these tensors' device and the eager fallback on the same input, and compare bit by bit.
 
-    Args are those of `moe_graph.moe_re_routing`. `implementation` (default: the operator) may be any callable with the
-    operator's signature, for instance a compiled function. The second output is left out when no scales are given: the
-    kernel leaves it undefined.
+    The second output is left out when no scales are given: the kernel leaves it undefined.
 
-    Returns the first `Difference`, or None if every output agrees.
+    Args:
+        tokens: as in `moe_graph.moe_re_routing`.
+        expert_token_num_per_rank: as there.
+        implementation: any callable with the operator's signature, for instance a compiled function (default: the operator).
+        arguments: keyword arguments of `moe_graph.moe_re_routing`.
+
+    Returns:
+        The first difference, or None if every output agrees.
     """
     run = contract.operator() if implementation is None else implementation
     with torch.no_grad():

@@ -1,7 +1,9 @@
-"""Passes over the FX graph that torchair lowers, for `CompilerConfig.post_grad_custom_pre_pass`. Opt-in.
+"""Passes over the FX graph that torchair lowers, for `CompilerConfig.post_grad_custom_pre_pass`.
 
-config = torchair.CompilerConfig()
-config.post_grad_custom_pre_pass = moe_graph.passes.un_routing
+Opt-in, where torchair is configured:
+
+    config = torchair.CompilerConfig()
+    config.post_grad_custom_pre_pass = moe_graph.passes.un_routing
 """
 
 from __future__ import annotations

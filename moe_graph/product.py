@@ -20,12 +20,15 @@ from moe_graph import contract
 class Product:
     """A product family and the limits of its kernel.
 
-    token_dtypes      dtypes of tokens without tokens_dtype
-    tokens_dtypes     values of tokens_dtype (tokens are uint8 then)
-    scale_ranks       ranks of float32 per_token_scales
-    e8m0_scales       float8_e8m0 scales [A, K/64, 2], also stored as uint8
-    idx_types         values of idx_type
-    max_hidden        0 < H < max_hidden
+    Attributes:
+        name: "A2", "A3" or "950"
+        soc_prefixes: how the names of its devices begin
+        token_dtypes: dtypes of tokens without tokens_dtype
+        tokens_dtypes: values of tokens_dtype (tokens are uint8 then)
+        scale_ranks: ranks of float32 per_token_scales
+        e8m0_scales: float8_e8m0 scales [A, K/64, 2], also stored as uint8
+        idx_types: values of idx_type
+        max_hidden: 0 < H < max_hidden
     """
 
     name: str

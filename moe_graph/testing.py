@@ -97,7 +97,10 @@ def _tensor_text(value: Tensor) -> str:
 class Lowered:
     """What became of a module: its graphs in the order they were loaded (one, if nothing broke or recompiled), and the outputs.
 
-    outputs    of each call, on the CPU        expected   eager PyTorch's on the CPU, for the same calls
+    Attributes:
+        graphs: in the order they were loaded
+        outputs: of each call, on the CPU
+        expected: eager PyTorch's on the CPU, for the same calls
     """
 
     graphs: list[Graph] = field(default_factory=list)
@@ -125,11 +128,14 @@ def lower(
         model: a module or function, on the CPU. It is not changed.
         inputs: arguments of the first call; CPU tensors are copied to the NPU.
         more_inputs: arguments of further calls of the same compiled model.
-        dynamic, fullgraph: as in `torch.compile`. With fullgraph a graph break is an error of Dynamo.
+        dynamic: as in `torch.compile`.
+        fullgraph: as in `torch.compile`: a graph break is an error of Dynamo.
         config: a `torchair.CompilerConfig` (default: a fresh one).
 
-    Runs as inference. Raises RuntimeError if there is neither an NPU nor the simulated device, and what Dynamo, torchair or the
-    engine raise.
+    Runs as inference.
+
+    Raises:
+        RuntimeError: if there is neither an NPU nor the simulated device. What Dynamo, torchair or the engine raise is passed on.
     """
     torchair = _torchair()
     calls = [inputs, *more_inputs]

@@ -16,8 +16,14 @@ from moe_graph.dumps.reading_infer import CONSTANT_TYPES
 
 @dataclass(frozen=True)
 class Change:
-    """Of one node. `what`: "type", "attribute NAME", "output 0 dtype", "output 0 shape", "output 0 format", "output 0 device", "outputs"
-    (their number), "input NAME" (or its position), "order after" (edges without data)."""
+    """One thing that changed of a node.
+
+    Attributes:
+        what: "type", "attribute NAME", "output 0 dtype", "output 0 shape", "output 0 format", "output 0 device", "outputs" (their
+            number), "input NAME" (or its position), "order after" (edges without data)
+        before: its value in the first graph
+        after: its value in the second
+    """
 
     what: str
     before: Any
@@ -35,7 +41,14 @@ class ChangedNode:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two graphs. `same_as` says for each node of the first that is in both which it is in the second, by names."""
+    """What differs between two graphs; false if nothing does.
+
+    Attributes:
+        removed: nodes that only the first has
+        added: nodes that only the second has
+        changed: nodes of both that are not the same in both
+        same_as: for each node of the first that is in both which it is in the second, by names
+    """
 
     removed: tuple[Node, ...]
     added: tuple[Node, ...]

@@ -16,10 +16,11 @@ CONTROL = -1
 class Descriptor:
     """What a node says about one of its outputs.
 
-    dtype     in torch's words: "float16", "int32"; in GE's own, lower case, where torch has none
-    shape     sizes; -1 for one that is not known before the run; None if the rank is not known
-    format    "ND", "NCHW", ...; "" if the dump does not say
-    device    "NPU" or "CPU" (the host); "" if the dump does not say
+    Attributes:
+        dtype: in torch's words: "float16", "int32"; in GE's own, lower case, where torch has none
+        shape: sizes; -1 for one that is not known before the run; None if the rank is not known
+        format: "ND", "NCHW", ...; "" if the dump does not say
+        device: "NPU" or "CPU" (the host); "" if the dump does not say
     """
 
     dtype: str
@@ -52,13 +53,18 @@ class Edge:
 
 @dataclass(frozen=True)
 class Node:
-    """One node. `inputs` are in the operator's order, an absent optional input is None, control edges come last.
+    """One node.
 
-    input_names   names of the inputs as the operator declares them ("" where the dump does not say)
-    attributes    values in Python's types; a constant's tensor under "value", as text when it is large
-    source        lines of the model's code the node comes from ("model.py:12 in forward"), innermost last; empty if unknown
-    fx            the FX node it was lowered from; "" if the dump does not say
-    input_tensors what the node says of its data inputs, in order, None for an absent one; empty if the dump does not say
+    Attributes:
+        name: its name, distinct in the graph
+        type: its GE type
+        inputs: in the operator's order; an absent optional input is None, control edges come last
+        input_names: names of the inputs as the operator declares them ("" where the dump does not say)
+        outputs: what the node says of its outputs
+        attributes: values in Python's types; a constant's tensor under "value", as text when it is large
+        source: lines of the model's code the node comes from ("model.py:12 in forward"), innermost last; empty if unknown
+        fx: the FX node it was lowered from; "" if the dump does not say
+        input_tensors: what the node says of its data inputs, in order, None for an absent one; empty if the dump does not say
     """
 
     name: str
@@ -76,8 +82,11 @@ class Node:
 class Graph:
     """A graph in the order of its dump.
 
-    kind    "txt", "pbtxt", "py" or "onnx": the kind of dump it was read from, "" if from none
-    stage   "original" or "optimized"; "" if the dump does not say
+    Attributes:
+        name: the graph's name
+        nodes: in the order of the dump
+        kind: "txt", "pbtxt", "py" or "onnx": the kind of dump it was read from, "" if from none
+        stage: "original" or "optimized"; "" if the dump does not say
     """
 
     name: str

@@ -59,10 +59,15 @@ class MoeNode:
 class Conversion:
     """A Cast or Transpose.
 
-    before, after   types of a Cast; "" where the dump does not say
-    permutation     of a Transpose, if it is a constant
-    origin          "model": its FX operator converts or transposes; "view": torchair put off a view of the model's until an operator
-                    read it; "lowering": its FX operator does neither, so the lowering inserted it; "unknown": the dump names no FX node
+    Attributes:
+        name: the node's name
+        type: its GE type
+        before: type that a Cast reads; "" where the dump does not say
+        after: type that it gives
+        permutation: of a Transpose, if it is a constant
+        origin: "model": its FX operator converts or transposes; "view": torchair put off a view of the model's until an operator
+            read it; "lowering": its FX operator does neither, so the lowering inserted it; "unknown": the dump names no FX node
+        fx: the FX node it was lowered from
     """
 
     name: str
@@ -81,14 +86,20 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one graph.
+    """What one graph holds.
 
-    inputs, outputs   of the graph, in order
-    types             how many nodes there are of each type, most frequent first
-    moe               the MoE nodes, in the graph's order
-    placements        device ("CPU" is the host) -> the nodes that say they are there
-    dynamic           "input NAME", "output NAME", "NODE input NAME", "NODE output 0" -> its dynamic dimensions
-    casts, transposes in the graph's order
+    Attributes:
+        name: the graph's name
+        kind: of the dump
+        stage: of the dump
+        inputs: of the graph, in order
+        outputs: of the graph, in order
+        types: how many nodes there are of each type, most frequent first
+        moe: the MoE nodes, in the graph's order
+        placements: device ("CPU" is the host) -> the nodes that say they are there
+        dynamic: "input NAME", "output NAME", "NODE input NAME", "NODE output 0" -> its dynamic dimensions
+        casts: in the graph's order
+        transposes: in the graph's order
     """
 
     name: str

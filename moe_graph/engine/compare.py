@@ -36,14 +36,21 @@ _TOLERANCES = {
 class FxTensor:
     """A tensor of the FX graph, on both sides.
 
-    name, output   the FX node and which of its outputs ("0")     target   the operator
-    status         "agrees", "differs", "not seen" (no node of the GE graph stands for it: fused away, or not needed),
-                   "no reference" (the CPU cannot compute it; what the engine computed goes on in its place)
-    ge_node        the GE node that gave the engine's value        line     where it stands in the user's program
-    position       index of the first element that differs, None if shape or dtype do
-    engine, expected   the values there (or the shapes and dtypes)
-    max_abs_error, count   the largest absolute error, and how many elements differ
-    reason         why there is no reference
+    Attributes:
+        graph: the graph's name
+        name: the FX node
+        output: which of its outputs ("0")
+        target: the operator
+        status: "agrees", "differs", "not seen" (no node of the GE graph stands for it: fused away, or not needed),
+            "no reference" (the CPU cannot compute it; what the engine computed goes on in its place)
+        line: where it stands in the user's program
+        ge_node: the GE node that gave the engine's value
+        position: index of the first element that differs, None if shape or dtype do
+        engine: the engine's value there (or shape and dtype)
+        expected: the CPU's
+        max_abs_error: the largest absolute error
+        count: how many elements differ
+        reason: why there is no reference
     """
 
     graph: str
@@ -130,11 +137,18 @@ def compare_graph(
         function: a function or module; a module's parameters must be on the NPU.
         args: its arguments; CPU tensors are copied to the NPU.
         dynamic: as in `torch.compile`.
-        rtol, atol: tolerances; by default those of `torch.testing.assert_close` for the tensor's dtype.
+        rtol: relative tolerance; by default that of `torch.testing.assert_close` for the tensor's dtype.
+        atol: absolute tolerance; by default as rtol.
         config: a `torchair.CompilerConfig` in GE mode ("max-autotune", the default).
 
-    Returns a `Report`. Raises RuntimeError without the simulated device or if nothing was compiled, ValueError if `config` is of
-    another mode, the engine's GraphError or KernelError if it cannot load or run the graph.
+    Returns:
+        Every tensor of the FX graph, with what was found.
+
+    Raises:
+        RuntimeError: without the simulated device, or if nothing was compiled.
+        ValueError: if `config` is of another mode.
+        GraphError: if the engine cannot load the graph.
+        KernelError: if a kernel of the engine fails.
     """
     torchair = _torchair()
     config = torchair.CompilerConfig() if config is None else config

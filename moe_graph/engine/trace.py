@@ -63,10 +63,17 @@ class OutputRecord:
 class NodeRecord:
     """A node that was executed.
 
-    graph, run   the graph's name, and which run of the trace it was, from 0
-    source       the FX node it was lowered from and the line of the user's program, where known
-    start        seconds since the trace began     duration   seconds
-    thread       identifier of the thread that ran it
+    Attributes:
+        graph: the graph's name
+        run: which run of the trace it was, from 0
+        name: the node's name
+        type: its GE type
+        family: the family of its kernel
+        source: the FX node it was lowered from and the line of the user's program, where known
+        start: seconds since the trace began
+        duration: seconds
+        thread: identifier of the thread that ran it
+        outputs: what it computed
     """
 
     graph: str
@@ -205,7 +212,8 @@ def trace(
         save_tensors: a folder (made if missing) that each output is saved in, as RUN_POSITION_NODE_OUTPUT.pt for `torch.load`.
         all_threads: also graphs that other threads run. Autograd runs a compiled backward graph in a thread of its own.
 
-    Yields the `Trace`, whose `nodes` grow as graphs run: `.table()` shows it, `.chrome_trace(path)` writes it.
+    Yields:
+        The record, whose `nodes` grow as graphs run: `.table()` shows it, `.chrome_trace(path)` writes it.
     """
     folder = None if save_tensors is None else Path(save_tensors)
     if folder is not None:

@@ -18,10 +18,11 @@ NAMESPACE = "npu"
 class Operator:
     """One operator `npu::NAME`.
 
-    schema     torch_npu's, which is in force where torch_npu defines the operator; this one is defined where it does not
-    kernels    dispatch key -> kernel, registered over what is there
-
     CompositeExplicitAutograd serves each device that has no kernel of its own, so torch_npu's (PrivateUse1) keeps precedence.
+
+    Attributes:
+        schema: torch_npu's, which is in force where torch_npu defines the operator; this one is defined where it does not
+        kernels: dispatch key -> kernel, registered over what is there
     """
 
     schema: str
@@ -49,9 +50,13 @@ def declare(
 ) -> Operator:
     """An operator with a fake implementation and an any-device fallback, both with the schema's parameters.
 
-    differentiable: the fallback is composed of operators that torch differentiates; its gradient is theirs. A gradient that
-    torch_npu has for NPU tensors keeps precedence.
-    autograd: the kernel under Autograd of an operator that records a gradient of its own.
+    Args:
+        schema: of the operator, without its namespace.
+        fake: the fake implementation.
+        fallback: the kernel for any device.
+        differentiable: the fallback is composed of operators that torch differentiates; its gradient is theirs. A gradient that
+            torch_npu has for NPU tensors keeps precedence.
+        autograd: the kernel under Autograd of an operator that records a gradient of its own.
     """
     kernels: dict[str, Callable] = {"CompositeExplicitAutograd": fallback, "Meta": fake}
     operator = Operator(schema, kernels)

@@ -28,11 +28,13 @@ from moe_graph.simulator.device import kernel_calls, runtime
 class Record:
     """What was seen between start and end; `missing` is complete at the end, the other counters grow while the recording is on.
 
-    operators         name with overload -> launches on NPU tensors
-    communications    operation -> how often
-    missing           function of CANN that is not modelled, or operator that nothing serves -> how often it was asked for
-    copies            (line, direction, why) -> times; `copied` has the bytes by the same keys
-    synchronisations  (line, why) -> how often the host waited for the device there, by a copy too
+    Attributes:
+        operators: name with overload -> launches on NPU tensors
+        communications: operation -> how often
+        missing: function of CANN that is not modelled, or operator that nothing serves -> how often it was asked for
+        copies: (line, direction, why) -> times
+        copied: (line, direction, why) -> bytes
+        synchronisations: (line, why) -> how often the host waited for the device there, by a copy too
     """
 
     def __init__(self) -> None:
