@@ -23,6 +23,7 @@ from torch import Tensor
 from moe_graph.engine.errors import GraphError
 
 Tensors = list[Tensor]
+"""Annotation of a kernel's dynamic input: GE's x0, x1, ... as one list."""
 
 # Annotation of an attribute -> kinds of AttrDef it takes. A whole number may stand for a truth value or a real number.
 _KINDS = {

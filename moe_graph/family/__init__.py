@@ -41,5 +41,6 @@ OPERATORS: tuple[Operator, ...] = (
     finalize_routing.OPERATOR,
     token_unpermute.OPERATOR,
 )
+"""The operators that `moe_graph.register` registers beside `npu_moe_re_routing`, in the order of the layer."""
 
 __all__ = ["OPERATORS", "Operator"]
