@@ -60,7 +60,12 @@ class MoeReRoutingOutput(NamedTuple):
 
 
 class MoeUnRoutingOutput(NamedTuple):
-    """Tokens [A, H] and scales (None when none were given) back in source-rank order."""
+    """Tokens and scales back in source-rank order.
+
+    Attributes:
+        tokens: [A, H]
+        per_token_scales: of the shape that was given, None when none were
+    """
 
     tokens: Tensor
     per_token_scales: Tensor | None

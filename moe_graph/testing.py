@@ -37,7 +37,11 @@ _INPUTS = ("Data", "RefData")
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph as torchair hands it to GE. `definition` is its protobuf GraphDef."""
+    """A graph as torchair hands it to GE.
+
+    Attributes:
+        definition: its protobuf GraphDef
+    """
 
     definition: Any
 

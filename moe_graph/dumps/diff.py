@@ -32,7 +32,13 @@ class Change:
 
 @dataclass(frozen=True)
 class ChangedNode:
-    """The same node in both graphs, with all that changed of it."""
+    """The same node in both graphs.
+
+    Attributes:
+        before: in the first
+        after: in the second
+        changes: all that changed of it
+    """
 
     before: Node
     after: Node

@@ -40,7 +40,12 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Edge:
-    """Where an input comes from: output `output` of the node called `node`; CONTROL for an order without data."""
+    """Where an input comes from.
+
+    Attributes:
+        node: the name of the node that gives it
+        output: which of its outputs; -1 (CONTROL) for an order without data
+    """
 
     node: str
     output: int = 0

@@ -30,7 +30,12 @@ MODEL, AS_VIEW, LOWERING, UNKNOWN = "model", "view", "lowering", "unknown"
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output, of the graph or of a node. `tensor` is None for an optional input that is not fed."""
+    """An input or output, of the graph or of a node.
+
+    Attributes:
+        name: by which the operator, or the graph, knows it
+        tensor: None for an optional input that is not fed
+    """
 
     name: str
     tensor: Descriptor | None
@@ -44,7 +49,17 @@ class Port:
 
 @dataclass(frozen=True)
 class MoeNode:
-    """A node of an MoE operator, with the descriptors of what it reads and gives. `attributes` without GE's notes ("_...")."""
+    """A node of an MoE operator.
+
+    Attributes:
+        name: its name
+        type: its GE type
+        inputs: what it reads
+        outputs: what it gives
+        attributes: without GE's notes ("_...")
+        source: lines of the model's code it comes from
+        fx: the FX node it was lowered from
+    """
 
     name: str
     type: str

@@ -81,7 +81,11 @@ class FxTensor:
 
 @dataclass
 class Report:
-    """The tensors of all graphs of the function, in the order the FX graphs compute them."""
+    """What was compared.
+
+    Attributes:
+        tensors: of all graphs of the function, in the order the FX graphs compute them
+    """
 
     tensors: list[FxTensor] = field(default_factory=list)
 

@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Values of a tensor: smallest, largest and mean of its finite elements (None without any), how many are NaN and infinite.
+    """Values of a tensor; of a complex tensor its magnitudes.
 
-    Of a complex tensor its magnitudes.
+    Attributes:
+        minimum: the smallest finite element, None without any
+        maximum: the largest one
+        mean: of the finite elements
+        nan: how many are NaN
+        inf: how many are infinite
     """
 
     minimum: float | None
@@ -47,7 +52,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """An output of a node: its GE name, dtype, shape; its statistics and the file it was saved to where they were asked for."""
+    """An output of a node.
+
+    Attributes:
+        name: its GE name
+        dtype: of the tensor
+        shape: of the tensor
+        statistics: where they were asked for
+        file: that the tensor was saved to, where that was asked for
+    """
 
     name: str
     dtype: torch.dtype
@@ -90,7 +103,13 @@ class NodeRecord:
 
 @dataclass
 class Trace:
-    """The record of a block; `nodes` are in the order of execution. Made by `trace`."""
+    """The record of a block. Made by `trace`.
+
+    Attributes:
+        statistics: are they asked for?
+        save_tensors: the folder for tensors, None if they are not saved
+        nodes: in the order of execution
+    """
 
     statistics: bool = False
     save_tensors: Path | None = None

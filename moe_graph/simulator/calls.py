@@ -52,7 +52,13 @@ class _CallRecord(ctypes.Structure):  # call_record of moe_re_routing.c
 
 @dataclass(frozen=True)
 class Operand:
-    """An aclTensor as the kernel saw it: dtype by CANN's name, shape, whether it was contiguous."""
+    """An aclTensor as the kernel saw it.
+
+    Attributes:
+        dtype: by CANN's name
+        shape: its sizes
+        contiguous: was it?
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,7 +67,18 @@ class Operand:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One launch of aclnnMoeReRouting. `number` counts from 1 in this process; `status` is 0 on success, else CANN's error code."""
+    """One launch of aclnnMoeReRouting.
+
+    Attributes:
+        number: counts from 1 in this process
+        tokens: [A, H]
+        expert_token_num_per_rank: [N, E]
+        per_token_scales: None if none were given
+        expert_token_num_type: as given
+        idx_type: as given
+        device: index of the device
+        status: 0 on success, else CANN's error code
+    """
 
     number: int
     tokens: Operand

@@ -55,6 +55,7 @@ class Record:
             self.operators["npu::npu_moe_re_routing"] += native
 
     def launch(self, overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> None:
+        """An operator is launched."""
         traffic = launches.host_traffic(overload, args, kwargs)
         line = launches.user_line() if traffic is not None else ""
         with self._lock:
@@ -68,14 +69,17 @@ class Record:
                 self.synchronisations[line, f"{traffic.why} {traffic.direction}".strip()] += 1
 
     def communicate(self, operation: str) -> None:
+        """A collective, a send or a receive is issued."""
         with self._lock:
             self.communications["hccl::" + operation.partition(" to ")[0].partition(" from ")[0]] += 1
 
     def miss(self, operator: str) -> None:
+        """An operator is asked for that nothing serves."""
         with self._lock:
             self.missing[operator] += 1
 
     def wait(self, why: str) -> None:
+        """The host is about to wait for the device."""
         line = launches.user_line()
         with self._lock:
             self.synchronisations[line, why] += 1
