@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 from torchair._ge_concrete_graph import ge_apis as ge
-from torchair.ge._ge_graph import DataType, Tensor, torch_dtype_value_to_ge_type
+from torchair.ge._ge_graph import DataType, Tensor
 
 from moe_graph import contract, validation
 from moe_graph.converters import ge_helpers
@@ -24,6 +24,13 @@ from moe_graph.product import Unsupported, current_product, unsupported
 
 # The named tuple serves GE tensors as well: only the names matter.
 _Outputs = contract.MoeReRoutingOutput
+
+# Members of torchair's DataType, by name: a torchair that lacks them comes with a torch_npu that has no tokens_dtype.
+_TOKENS_TYPES = {
+    contract.HIFLOAT8: "DT_HIFLOAT8",
+    contract.FLOAT4_E2M1: "DT_FLOAT4_E2M1",
+    contract.FLOAT4_E1M2: "DT_FLOAT4_E1M2",
+}
 
 
 def convert_moe_re_routing(
@@ -88,7 +95,7 @@ def _carrier(tokens: torch.Tensor, tokens_dtype: int | None, lacks: Unsupported)
         return Carrier(DataType.DT_INT8, 1) if width == 1 else Carrier(DataType.DT_FLOAT16, width // 2)
     if tokens_dtype is not None:
         packed = tokens_dtype in (contract.FLOAT4_E2M1, contract.FLOAT4_E1M2)
-        return Carrier(torch_dtype_value_to_ge_type(tokens_dtype), 2 if packed else 1)
+        return Carrier(getattr(DataType, _TOKENS_TYPES[tokens_dtype]), 2 if packed else 1)
     return None
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch.library import Library
+
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+"""The version of torch, (2, 13)."""
 
 
 def schema_of(qualname: str) -> torch._C.FunctionSchema | None:
@@ -38,6 +44,37 @@ def impl(library: Library, name: str, function: object, key: str) -> None:
     library.impl(name, function, key)
     if replaced:
         library._op_impls.discard(record)
+
+
+def destroy(library: Library, defined: Iterable[str] = ()) -> None:
+    """Take back all that a library has registered; `torch.ops` forgets the operators it has `defined`.
+
+    Up to torch 2.3 `Library` has no method for it, and `torch.ops` keeps handles of operators that are gone.
+    """
+    if hasattr(library, "_destroy"):
+        library._destroy()
+        return
+    del library.m  # the dispatcher's registrations end with this object
+    torch.library._impls.difference_update(library._op_impls)
+    library._op_impls.clear()
+    handles = vars(getattr(torch.ops, library.ns))
+    for name in defined:
+        handles.pop(name.partition(".")[0], None)
+
+
+def kernel_below(qualname: str, key: str) -> Callable[..., Any] | None:
+    """The kernel now in force under a dispatch key, to be called after another is registered over it: (keys, *args, **kwargs).
+
+    None up to torch 2.8, which has no way to ask for it.
+    """
+    if not hasattr(torch.library, "get_kernel"):
+        return None
+    return torch.library.get_kernel(qualname, key).call_boxed
+
+
+def is_cpu_autocast_enabled() -> bool:
+    """Is torch.autocast("cpu") in force? Up to torch 2.3 each device has a function of its own."""
+    return torch.is_autocast_enabled("cpu") if TORCH >= (2, 4) else torch.is_autocast_cpu_enabled()
 
 
 def is_compiling() -> bool:

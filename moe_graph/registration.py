@@ -68,6 +68,11 @@ def defines_schema() -> bool:
     return _registered is not None and RE_ROUTING.name in _registered.defined
 
 
+def is_registered() -> bool:
+    """Are our kernels and, where they are missing, schemas in force?"""
+    return _registered is not None
+
+
 def _register_kernels() -> None:
     global _registered
     if _registered is not None:
@@ -86,8 +91,8 @@ def _unregister_kernels() -> None:
     global _registered
     if _registered is None:
         return
-    _registered.kernels._destroy()
-    _registered.definitions._destroy()
+    compat.destroy(_registered.kernels)
+    compat.destroy(_registered.definitions, _registered.defined)
     _registered = None
 
 

@@ -157,14 +157,16 @@ def _compile(compiler: list[str], output: Path, arguments: list[str]) -> None:
 # Functions that return a handle, by CANN's naming: aclopCreateAttr, acltdtCreateDataset ..., but not aclrtCreateStream.
 _RETURNS_POINTER = re.compile(r"acl(?:tdt|op|prof|mdl)?Create[A-Z]|acltdtGetData(?:Item|AddrFromItem)$")
 _CPP_DATA = re.compile(r"_ZT[VIST]|_ZGV")
+# Called while the library is loaded, to put its operators into GE's factory (torch_npu 2.5), which nothing here reads.
+_CPP_NOTED = re.compile(r"_ZN2ge23OperatorCreatorRegisterC")
 
 
 def stub_source(names: tuple[str, ...]) -> str:
     """C source that defines each of the names as a function that fails and names itself.
 
     By kind: aclError functions return an error code, Hccl ones HCCL's, those that create a handle NULL, and C++ functions, whose
-    return type is unknown, throw std::runtime_error. C++ tables (vtables and type information) are zeroed: they load, and can only
-    be used through an object that no stub hands out.
+    return type is unknown, throw std::runtime_error (but `_CPP_NOTED` and `symbols.ALLOCATOR_KEYS`). C++ tables (vtables and type
+    information) are zeroed: they load, and can only be used through an object that no stub hands out.
     """
     lines = ['#include "sim.h"', "#define STUB SIM_API __attribute__((weak))"]
     for name in names:
@@ -172,8 +174,12 @@ def stub_source(names: tuple[str, ...]) -> str:
             raise SimulatorError(
                 f"torch_npu wants the symbol {name!r}, which cannot be a C identifier: please report it"
             )
-        if _CPP_DATA.match(name):
+        if name.startswith(symbols.ALLOCATOR_KEYS):
+            lines.append(_allocator_keys(name))
+        elif _CPP_DATA.match(name):
             lines.append(f"STUB void *{name}[64] = {{0}};")
+        elif _CPP_NOTED.match(name):
+            lines.append(f"STUB void {name}(void) {{}}")
         elif name.startswith("_Z"):
             lines.append(f'STUB void {name}(void) {{ sim_not_modelled_cpp("{name}"); }}')
         elif name.startswith("Hccl"):
@@ -184,3 +190,12 @@ def stub_source(names: tuple[str, ...]) -> str:
             operator = name.removesuffix("GetWorkspaceSize")  # both phases of an operator give its name
             lines.append(f'STUB aclError {name}(void) {{ return sim_not_modelled("{operator}"); }}')
     return "\n".join(lines) + "\n"
+
+
+def _allocator_keys(name: str) -> str:
+    """A set for torch_npu alone, in the form that its version of torch asks for: a function, an object or the object's guard."""
+    if name.startswith("_ZGV"):
+        return f"STUB char {name}[8] = {{1}};"  # the object is initialized
+    if name.startswith("_ZZ"):
+        return f"STUB sim_string_set {name} = SIM_EMPTY_SET({name});"
+    return f"static sim_string_set keys = SIM_EMPTY_SET(keys);\nSTUB void *{name}(void) {{ return &keys; }}"

@@ -52,7 +52,9 @@ def install() -> None:
     if _installed or not dist.is_available() or not dist.is_gloo_available():
         return
     _installed = True
-    dist.Backend.register_backend(_NAME, _create, extended_api=True, devices=["npu"])
+    # torch_npu has registered it; up to torch 2.8 `register_backend` refuses a name that is there.
+    plugins = dist.Backend._plugins
+    plugins[_NAME.upper()] = plugins[_NAME.upper()]._replace(creator_fn=_create, extended_api=True)
     c10d._new_process_group_helper = _remembering_backends(c10d._new_process_group_helper)
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TextIO
 
 from moe_graph import cann
 from moe_graph.simulator import build, calls
@@ -20,7 +21,10 @@ SOC_VARIABLE = "MOE_GRAPH_SIM_SOC"
 DEVICES_VARIABLE = "MOE_GRAPH_SIM_DEVICES"
 REPORT_VARIABLE = "MOE_GRAPH_SIM_REPORT"
 
-_NO_CANN = "Warning: ASCEND_HOME_PATH environment variable is not set."
+_NO_CANN = (
+    "Warning: ASCEND_HOME_PATH environment variable is not set.",
+    "Warning : ASCEND_HOME_PATH environment variable is not set.",
+)
 
 _lock = threading.RLock()
 _library: ctypes.CDLL | None = None
@@ -102,13 +106,13 @@ def _import_torch_npu(wheel) -> None:
 class _WithoutLine(io.TextIOBase):
     """Standard output, less one line: torch_npu prints on import that CANN's folder is not set, which is what one simulates for."""
 
-    def __init__(self, stream, line: str) -> None:
+    def __init__(self, stream: TextIO, lines: tuple[str, ...]) -> None:
         self._stream = stream
-        self._line = line
+        self._lines = lines
         self._dropped = False
 
     def write(self, text: str) -> int:
-        if text == self._line:
+        if text in self._lines:
             self._dropped = True
         elif self._dropped and text == "\n":
             self._dropped = False

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from moe_graph import compat
 from moe_graph.simulator import launches
 from moe_graph.simulator.eager_call import Operator
 from moe_graph.simulator.eager_operators import COMPOSED, KEPT, VIEWS_IN_PLACE
@@ -42,10 +43,10 @@ def install() -> None:
         make = _server(qualified)
         if make is not None:
             # Library.impl looks every name up again; that is most of the time that 1,800 names would take.
-            spaces[space].m.impl(qualified.partition("::")[2], _KEY, _lazily(make, queued), False)
+            spaces[space].m.impl(qualified.partition("::")[2], _KEY, _lazily(make, queued))
     for qualified in COMPOSED:
         name = qualified.partition("::")[2]
-        spaces["aten"].m.impl(name, _AUTOGRAD_KEY, _composed(qualified), False)
+        spaces["aten"].m.impl(name, _AUTOGRAD_KEY, _composed(qualified))
 
 
 def _server(qualified: str) -> Callable[[], Callable[..., Any]] | None:
@@ -59,7 +60,9 @@ def _server(qualified: str) -> Callable[[], Callable[..., Any]] | None:
         return None
     if _is_computed(qualified):
         return functools.partial(_by_cpu, qualified)
-    own = torch.library.get_kernel(qualified, _KEY)
+    own = compat.kernel_below(qualified, _KEY)
+    if own is None and _function(qualified) is None:
+        return None  # this torch has no way to call torch_npu's own from another: it stays, and its error names CANN's operator
     return functools.partial(_custom, qualified, own)
 
 
@@ -102,8 +105,6 @@ def coverage() -> dict[str, str]:
     "torch_npu": its own kernels of memory and views, which need no computation. Left out: names that the dispatcher has no operator
     of, and communication.
     """
-    from moe_graph.simulator import aten_operators, npu_operators
-
     found = {}
     for qualified in _registered:
         name, _, overload_name = qualified.partition(".")
@@ -115,7 +116,7 @@ def coverage() -> dict[str, str]:
             continue
         if qualified in KEPT or is_view(schema) or name in VIEWS_IN_PLACE:
             found[qualified] = "torch_npu"
-        elif qualified in npu_operators.FUNCTIONS or qualified in aten_operators.FUNCTIONS:
+        elif _function(qualified) is not None:
             found[qualified] = "function"
         else:
             found[qualified] = "cpu" if _is_computed(qualified) else ""
@@ -138,13 +139,18 @@ def _by_cpu(qualified: str) -> Operator:
     return Operator(_overload(qualified), aten_operators.FUNCTIONS.get(qualified))
 
 
-def _custom(qualified: str, own: Any) -> Callable[..., Any]:
+def _custom(qualified: str, own: Callable[..., Any] | None) -> Callable[..., Any]:
     """The kernel of an operator that the CPU lacks: our function, or torch_npu's own with an error that names the operator."""
+    overload = _overload(qualified)
+    function = _function(qualified)
+    return Operator(overload, function) if function is not None else _Missing(overload, own)
+
+
+def _function(qualified: str) -> Callable[..., Any] | None:
+    """Our function on CPU tensors of an operator."""
     from moe_graph.simulator import aten_operators, npu_operators
 
-    overload = _overload(qualified)
-    function = npu_operators.FUNCTIONS.get(qualified) or aten_operators.FUNCTIONS.get(qualified)
-    return Operator(overload, function) if function is not None else _Missing(overload, own)
+    return npu_operators.FUNCTIONS.get(qualified) or aten_operators.FUNCTIONS.get(qualified)
 
 
 class _Missing:
@@ -153,7 +159,7 @@ class _Missing:
     Raises NotImplementedError, which names the operator, when the kernel asks for what the simulated device lacks.
     """
 
-    def __init__(self, overload: torch._ops.OpOverload, own: Any) -> None:
+    def __init__(self, overload: torch._ops.OpOverload, own: Callable[..., Any]) -> None:
         self._overload = overload
         self._own = own
 
@@ -161,7 +167,7 @@ class _Missing:
         for observe in launches.observers:
             observe(self._overload, args, kwargs)
         try:
-            return self._own.call_boxed(_DEVICE_KEYS, *args, **kwargs)
+            return self._own(_DEVICE_KEYS, *args, **kwargs)
         except RuntimeError as error:
             reason = next((line.strip() for line in str(error).splitlines() if "is not modelled" in line), None)
             if reason is None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_graph import compat
 from moe_graph.simulator import eager_random, launches
 from moe_graph.simulator.eager_operators import ACROSS_DEVICES, HOST_RESULTS
 from moe_graph.simulator.memory import borrowed_view, npu_alias, to_npu
@@ -41,8 +42,8 @@ class Operator:
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         for observe in launches.observers:
             observe(self._overload, args, kwargs)
-        if torch.is_autocast_enabled(
-            "cpu"
+        if (
+            compat.is_cpu_autocast_enabled()
         ):  # the NPU's dtypes are settled already, the CPU's autocast must not change them
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_CPU):
                 return self._call(args, kwargs)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from moe_graph import compat
 from moe_graph.simulator import launches
 from moe_graph.simulator.device import runtime
 from moe_graph.simulator.errors import SimulatorError
@@ -203,19 +204,21 @@ def _at_launch(operator: str, from_call: int, fault: Any) -> Iterator[None]:
         return
     # torch_npu's kernel stays below: it is called while the fault is not due.
     space, name = _NATIVE[packet]
-    below = torch.library.get_kernel(packet, "PrivateUse1")
+    below = compat.kernel_below(packet, "PrivateUse1")
+    if below is None:
+        raise NotImplementedError(f"a fault in {packet} needs torch 2.9 or newer, this is torch {torch.__version__}")
 
     def interpose(keys: Any, *args: Any, **kwargs: Any) -> Any:
         if due():
             fault(packet)
-        return below.call_boxed(keys, *args, **kwargs)
+        return below(keys, *args, **kwargs)
 
     library = torch.library.Library(space, "IMPL")
     library.impl(name, interpose, "PrivateUse1", with_keyset=True)
     try:
         yield
     finally:
-        library._destroy()
+        compat.destroy(library)
 
 
 def _packet(operator: str) -> str:

@@ -65,6 +65,18 @@ SIM_API void *sim_not_modelled_pointer(const char *function);
 SIM_API int32_t sim_not_modelled_hccl(const char *function);
 SIM_API void sim_not_modelled_cpp(const char *function) __attribute__((noreturn));
 
+/* An std::unordered_set<std::string> as libstdc++ lays it out, and its value when it is empty: for the generated stubs. */
+typedef struct {
+    void **buckets;
+    size_t bucket_count;
+    void *first;
+    size_t elements;
+    float max_load;
+    size_t next_resize;
+    void *single_bucket;
+} sim_string_set;
+#define SIM_EMPTY_SET(set) {&(set).single_bucket, 1, 0, 0, 1.0f, 0, 0}
+
 /* ---- device.c ---- */
 
 typedef enum { SIM_A2, SIM_A3, SIM_950 } sim_family;

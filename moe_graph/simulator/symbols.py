@@ -18,6 +18,12 @@ _LOOKED_UP = re.compile(rb"(?<![A-Za-z0-9_])(?:acl(?:rt|nn|mdl|op|prof|tdt|sys)?
 # Mangled names in torch's namespaces, and its Python bindings'.
 _OF_TORCH = re.compile(r"_Z(?:N[KR]*|T[VIST]N?)?(?:2at|3c10|5torch|8caffe2)|_Z\d+THP")
 _ACLNN = re.compile(r"aclnn[A-Z]")
+# Of c10::CachingAllocator::AcceleratorAllocatorConfig::getMutableKeys: the function, or where it is inline (torch 2.11) its static set and
+# the guard of that. The set: the keys of PYTORCH_ALLOC_CONF that torch's backends understand. Each backend adds its own when it is
+# loaded, and one that is there already ends the process, as it does beside torch's CUDA build, which shares some with torch_npu. There
+# torch_npu gets a set of its own.
+_KEYS = "N3c1016CachingAllocator26AcceleratorAllocatorConfig14getMutableKeys"
+ALLOCATOR_KEYS = (f"_Z{_KEYS}", f"_ZZ{_KEYS}", f"_ZGVZ{_KEYS}")
 _WORKSPACE = "GetWorkspaceSize"
 # Opened by name at run time, not linked: the operators.
 _OPENED = ("libopapi.so",)
@@ -41,6 +47,8 @@ def requirements(wheel: Path) -> Requirements:
 
     Raises SimulatorError if pyelftools is missing or the folder has no libraries.
     """
+    import torch
+
     try:
         from elftools.elf.elffile import ELFFile
     except ImportError as error:
@@ -72,6 +80,8 @@ def requirements(wheel: Path) -> Requirements:
     found = _Found()
     missing = {name for name in undefined - defined if not found.symbol(name)}
     _check_torch(missing)
+    if torch.version.cuda is not None:
+        missing |= {name for name in undefined | defined if name.startswith(ALLOCATOR_KEYS)}
     symbols = missing | looked_up
     sonames = {name for name in needed - own if not found.library(name)} | set(_OPENED)
     return Requirements(tuple(sorted(sonames)), tuple(sorted(symbols)))
