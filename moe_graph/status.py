@@ -19,7 +19,13 @@ _NOBODY = "nobody"
 
 @dataclass(frozen=True)
 class Row:
-    """One part of the operator: who provides it ("moe_graph", "torch_npu", "torchair", "nobody" or a file), and what it is."""
+    """One part of the operator.
+
+    Attributes:
+        part: "schema", "fake", "any-device kernel", "NPU kernel", "autograd", "converter" or "product"
+        provider: "moe_graph", "torch_npu", "torchair", "nobody" or a file; for the product its name
+        detail: what it is
+    """
 
     part: str
     provider: str
@@ -28,7 +34,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Status:
-    """The rows of the status table and the versions they hold for. `print` shows the table."""
+    """What `status` has found. `print` shows it as a table.
+
+    Attributes:
+        rows: a row for each part
+        versions: of the packages they hold for
+    """
 
     rows: tuple[Row, ...]
     versions: dict[str, str]
