@@ -87,6 +87,7 @@ def _versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
+    found["torch"] = torch.__version__  # tells the build, too
     if "torch_npu" not in sys.modules and found["torch_npu"] != "not installed":
         found["torch_npu"] += " (not loaded)"
     return found

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cases
 from graphs import PROTO_NUMBERS, Graph, Type, as_bytes
 from moe_graph import cann
 from moe_graph.engine import GraphError, KernelError, Tensors, kernel, load_model, registry
@@ -30,8 +31,8 @@ def constant(value, **how):
 
 CONSTANT_DTYPES = [
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.complex64, torch.complex128),
-    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-    *(torch.float8_e5m2, torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.complex32),
+    *cases.INTEGERS,
+    *cases.existing("float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu", "complex32"),
 ]
 
 

@@ -49,7 +49,7 @@ def any_calls(draw):
         counts = make_counts(ranks, experts, length, torch.int64, seed)
         counts = (
             counts.to(counts_dtype)
-            if counts_dtype != torch.float4_e2m1fn_x2
+            if counts_dtype != getattr(torch, "float4_e2m1fn_x2", None)
             else counts.to(torch.int8).view(counts_dtype)
         )
     scales = None

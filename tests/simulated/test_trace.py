@@ -10,6 +10,7 @@ import torch
 import torchair
 from rich.console import Console
 
+import cases
 import moe_graph
 from moe_graph.engine import KernelError, registry
 from moe_graph.engine.trace import Statistics, statistics_of
@@ -72,7 +73,7 @@ def test_statistics_and_saved_tensors(tmp_path):
     assert "-6 .. 2, mean -2, 1 NaN, 2 Inf" in shown and "mul-aten.mul.Tensor" in shown and "float32 [5]" in shown
 
 
-DTYPES = [torch.bool, torch.uint8, torch.uint64, torch.int64, torch.bfloat16, torch.float8_e4m3fn, torch.complex64]
+DTYPES = cases.existing("bool", "uint8", "uint64", "int64", "bfloat16", "float8_e4m3fn", "complex64")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
