@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.library import Library
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 """The version of torch, (2, 13)."""
@@ -75,6 +78,13 @@ def kernel_below(qualname: str, key: str) -> Callable[..., Any] | None:
 def is_cpu_autocast_enabled() -> bool:
     """Is torch.autocast("cpu") in force? Up to torch 2.3 each device has a function of its own."""
     return torch.is_autocast_enabled("cpu") if TORCH >= (2, 4) else torch.is_autocast_cpu_enabled()
+
+
+def group_name(group: ProcessGroup) -> str:
+    """The name of a process group; up to torch 2.1 its Python side keeps it."""
+    return (
+        group.group_name if hasattr(group, "group_name") else torch.distributed.distributed_c10d._world.pg_names[group]
+    )
 
 
 def is_compiling() -> bool:

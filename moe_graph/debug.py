@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -65,7 +66,7 @@ def first_difference(kernel: MoeReRoutingOutput, expected: MoeReRoutingOutput) -
         )
         if differs.any():
             flat = int(differs.nonzero()[0])
-            position = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), a.shape))
+            position = tuple(int(i) for i in numpy.unravel_index(flat, tuple(a.shape)))
             return Difference(name, position, *(_value(x, flat) for x in (a, b)), int(differs.sum()))
     return None
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import strategies as st
-
-from moe_graph import compat
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -19,12 +16,6 @@ def existing(*names: str) -> list[torch.dtype]:
 INTEGERS = existing("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 OTHERS = existing("bool", "complex64", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn_x2")
 ALL_DTYPES = FLOATS + INTEGERS + OTHERS
-
-
-def need_tokens_dtype():
-    """Skip this test where the operator is a torch_npu's that has no tokens_dtype (2.1, 2.5, 2.6, 2.8)."""
-    if not compat.has_argument(torch.ops.npu.npu_moe_re_routing.default, "tokens_dtype"):
-        pytest.skip("this torch_npu's operator has no tokens_dtype")
 
 
 def make(shape, dtype, seed=0):

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe_graph import compat
 from moe_graph.family.checks import Checks
 
 
@@ -20,9 +21,11 @@ def find(check: Checks, argument: str, name: str, world_size: int, rank: int) ->
     if not dist.is_available() or not dist.is_initialized():
         check.refuse(argument, "the name of a process group; torch.distributed is not initialized", repr(name))
     groups = dist.distributed_c10d._world.pg_map
-    found = [group for group in groups if name in (group.group_name, _communicator_name(group))]
+    found = [group for group in groups if name in (compat.group_name(group), _communicator_name(group))]
     if not found:
-        check.refuse(argument, f"the name of a process group, {[group.group_name for group in groups]}", repr(name))
+        check.refuse(
+            argument, f"the name of a process group, {[compat.group_name(group) for group in groups]}", repr(name)
+        )
     if dist.get_world_size(found[0]) != world_size:
         check.refuse("ep_world_size", f"{dist.get_world_size(found[0])}, the size of group {name!r}", world_size)
     if dist.get_rank(found[0]) != rank:

@@ -8,6 +8,7 @@ import torch
 import cases
 import moe_graph
 import reference
+from versions import need, opcheck
 
 operator = torch.ops.npu.npu_moe_re_routing.default
 
@@ -41,17 +42,18 @@ def check(outputs, tokens, counts, scales):
 def test_opcheck(arguments, scales):
     tokens, counts = cases.make((11, 4), torch.int8), cases.make_counts(2, 3, 11)
     arguments = {**arguments, "per_token_scales": cases.make_scales(11, scales)}
-    torch.library.opcheck(operator, (tokens, counts), arguments)
+    opcheck(operator, (tokens, counts), arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_with_gradients(dtype):
     tokens, counts = torch.randn(11, 4).to(dtype).requires_grad_(), cases.make_counts(2, 3, 11)
-    torch.library.opcheck(operator, (tokens, counts), {"per_token_scales": torch.rand(11, requires_grad=True)})
+    opcheck(operator, (tokens, counts), {"per_token_scales": torch.rand(11, requires_grad=True)})
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_one_compilation_serves_every_token_count(backend):
+    need("compiler.set_stance")
     compiled = torch.compile(Layer(), backend=backend, fullgraph=True, dynamic=True)
     check(compiled(*call(10)), *call(10))
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -61,6 +63,7 @@ def test_one_compilation_serves_every_token_count(backend):
 
 def test_no_guard_on_the_number_of_tokens():
     """With an A that has no hint, any comparison of A with a number would fail the compilation; 0 and 1 need no other one."""
+    need("compiler.set_stance")
     tokens, counts, scales = call(10)
     torch._dynamo.decorators.mark_unbacked(tokens, 0)
     torch._dynamo.decorators.mark_unbacked(scales, 0)
@@ -95,6 +98,7 @@ def test_traced_graph_holds_the_operator_whole():
 
 
 def test_export():
+    need("export.Dim")
     exported = torch.export.export(
         Layer(), call(10), dynamic_shapes=({0: torch.export.Dim("A", min=2)}, None, {0: torch.export.Dim("A", min=2)})
     )

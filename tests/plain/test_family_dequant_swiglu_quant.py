@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import moe_graph  # noqa: F401  registers the operator
 from family.grouped_matmul import random
 from family.quantization import assert_quantized
+from versions import opcheck
 
 operator = torch.ops.npu.npu_dequant_swiglu_quant
 FLOAT32 = torch.float32
@@ -156,7 +157,7 @@ def test_one_group_takes_rows_of_one_dimension():
 
 def test_opcheck():
     keywords = {"weight_scale": random((2, 4), FLOAT32, 1), "group_index": torch.tensor([1, 2]), "quant_mode": 1}
-    torch.library.opcheck(operator.default, (random((3, 4), torch.int32, 0),), keywords)
+    opcheck(operator.default, (random((3, 4), torch.int32, 0),), keywords)
 
 
 X, HALF = random((3, 4), torch.int32, 0), random((3, 4), torch.bfloat16, 0)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe_graph  # noqa: F401  registers the operators
+from versions import opcheck
 
 WORKER = Path(__file__).parents[1] / "family" / "distribute_worker.py"
 dispatch, combine = torch.ops.npu.npu_moe_distribute_dispatch_v2, torch.ops.npu.npu_moe_distribute_combine_v2
@@ -120,9 +121,9 @@ def test_fake_agrees(group, keywords):
 
 def test_opcheck(group):
     keywords = {"x_active_mask": torch.tensor([True, True, False]), "quant_mode": 2}
-    torch.library.opcheck(dispatch.default, (X, IDS, group, 1, 0, 4), keywords)
+    opcheck(dispatch.default, (X, IDS, group, 1, 0, 4), keywords)
     outputs = dispatch(X, IDS, group, 1, 0, 4)
-    torch.library.opcheck(combine.default, (outputs[0], IDS, outputs[2], outputs[4], WEIGHTS, group, 1, 0, 4))
+    opcheck(combine.default, (outputs[0], IDS, outputs[2], outputs[4], WEIGHTS, group, 1, 0, 4))
 
 
 @pytest.mark.parametrize(

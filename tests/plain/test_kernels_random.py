@@ -23,7 +23,8 @@ def number(value, dtype=torch.int64):
 
 
 def state(seed, offset):
-    return number([seed], torch.uint64), number([0, offset], torch.uint64), number(1, torch.int32)
+    unsigned = getattr(torch, "uint64", torch.int64)  # it came with torch 2.3
+    return number([seed], unsigned), number([0, offset], unsigned), number(1, torch.int32)
 
 
 def draw(ge_type, seed, offset, size=20000, dtype=FLOAT):

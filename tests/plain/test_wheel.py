@@ -7,7 +7,7 @@ requirements from the packages of the environment that runs the tests. Nothing r
 from __future__ import annotations
 
 import email
-import importlib.util
+import importlib.metadata
 import json
 import os
 import re
@@ -41,7 +41,9 @@ def _git_files() -> set[str] | None:
 
 
 TRACKED = _git_files()
-_MISSING = [name for name in ("build", "pip", "setuptools") if importlib.util.find_spec(name) is None]
+# Not by find_spec: asked for pip, setuptools's own finder gives up its distutils, and torch's compilers need it.
+_INSTALLED = {found.metadata["Name"].lower() for found in importlib.metadata.distributions()}
+_MISSING = sorted({"build", "pip", "setuptools"} - _INSTALLED)
 
 pytestmark = [
     pytest.mark.slow,

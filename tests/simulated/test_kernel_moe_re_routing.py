@@ -8,9 +8,10 @@ import torch_npu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cases import make, make_counts, make_scales, need_tokens_dtype
+from cases import make, make_counts, make_scales
 from moe_graph import simulator
 from reference import assert_matches
+from versions import need_tokens_dtype
 
 EVERYWHERE = [torch.float16, torch.bfloat16, torch.int8]
 SOC = "MOE_GRAPH_SIM_SOC"

@@ -57,8 +57,8 @@ def test_every_operator_of_aten_that_torch_npu_registers_is_served():
     coverage = eager.coverage()
     aten = {name: by for name, by in coverage.items() if name.startswith("aten::")}
     assert len(aten) > 1000
-    # The CPU has no kernels for these, and nothing here computes them yet.
-    assert {name for name, by in aten.items() if not by} == {
+    # The CPU has no kernels for these (of those that this torch has), and nothing here computes them yet.
+    assert {name for name, by in aten.items() if not by} <= {
         "aten::to_padded_tensor",
         "aten::_scaled_grouped_mm",
         "aten::_scaled_grouped_mm_v2",

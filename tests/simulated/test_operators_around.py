@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from versions import need
+
 MODULES = {
     "lstm": (lambda: nn.LSTM(4, 5, 2, bidirectional=True), (3, 2, 4)),
     "gru": (lambda: nn.GRU(4, 5, 2), (3, 2, 4)),
@@ -113,6 +115,7 @@ def test_recomputed_dropout_draws_the_same():
 
 
 def test_export_with_a_free_size():
+    need("export.Dim")
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Softmax(-1)).npu()
     program = torch.export.export(module, (torch.randn(2, 4).npu(),), dynamic_shapes=({0: torch.export.Dim("n")},))

@@ -13,8 +13,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+from moe_graph import compat
 from moe_graph.simulator import build
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is not None and compat.TORCH >= (2, 11),
+    reason="torch_npu does not load beside torch's CUDA build from 2.11 on, but by the simulated device's help",
+)
 
 PRELUDE = """
 import sys, types, warnings

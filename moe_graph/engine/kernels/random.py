@@ -78,7 +78,8 @@ def multinomial_with_replacement(
 
     In spite of its name a place is drawn again only with the attribute replacement, as the definition says.
     """
-    return torch.multinomial(x, numsamples, replacement, generator=_seeded(seed, offset))
+    weights = x.float() if x.dtype == torch.float16 else x  # up to torch 2.2 the CPU has no kernel for float16
+    return torch.multinomial(weights, numsamples, replacement, generator=_seeded(seed, offset))
 
 
 @kernel("StatelessDropOutGenMask")

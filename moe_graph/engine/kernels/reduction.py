@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,23 +59,29 @@ def reduce_min(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_em
 @kernel("ReduceProd")
 def reduce_prod(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """GE ReduceProd: the product along axes, in the dtype of x."""
-    for dimension in sorted((d % x.dim() for d in _dimensions(x, axes, noop_with_empty_axes)), reverse=True):
-        x = x.prod(dimension, keepdim=keep_dims, dtype=x.dtype)
-    return x.clone()
+    prod = functools.partial(torch.prod, dtype=x.dtype)
+    return _by_dimension(prod, x, _dimensions(x, axes, noop_with_empty_axes), keep_dims)
+
+
+def _by_dimension(function: Callable[..., Tensor], x: Tensor, dimensions: Sequence[int], keep_dims: bool) -> Tensor:
+    """A reduction that torch has for one dimension only (all and any before 2.2), along several."""
+    for dimension in sorted((d % x.dim() for d in dimensions), reverse=True):
+        x = function(x, dimension, keepdim=keep_dims)
+    return x if dimensions else x.clone()
 
 
 @kernel("ReduceAll")
 def reduce_all(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """GE ReduceAll: are all elements along axes true?"""
     dimensions = _dimensions(x, axes, noop_with_empty_axes)
-    return torch.all(x, dimensions, keepdim=keep_dims) if dimensions else x.clone()
+    return _by_dimension(torch.all, x, dimensions, keep_dims)
 
 
 @kernel("ReduceAny")
 def reduce_any(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """GE ReduceAny: is an element along axes true?"""
     dimensions = _dimensions(x, axes, noop_with_empty_axes)
-    return torch.any(x, dimensions, keepdim=keep_dims) if dimensions else x.clone()
+    return _by_dimension(torch.any, x, dimensions, keep_dims)
 
 
 @kernel("ReduceLogSumExp")

@@ -1,0 +1,35 @@
+"""What a test needs of torch and torch_npu that older versions lack: it is skipped there, with the reason."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from moe_graph import compat
+
+
+def need(name: str) -> None:
+    """Skip this test if torch lacks the attribute, "compiler.set_stance"."""
+    missing = object()
+    if functools.reduce(lambda owner, part: getattr(owner, part, missing), name.split("."), torch) is missing:
+        pytest.skip(f"this torch has no torch.{name}")
+
+
+def need_torch(*version: int) -> None:
+    """Skip this test on a torch before this version."""
+    if version > compat.TORCH:
+        pytest.skip(f"needs torch {'.'.join(map(str, version))}")
+
+
+def need_tokens_dtype() -> None:
+    """Skip this test where the operator is a torch_npu's that has no tokens_dtype (2.1, 2.5, 2.6, 2.8)."""
+    if not compat.has_argument(torch.ops.npu.npu_moe_re_routing.default, "tokens_dtype"):
+        pytest.skip("this torch_npu's operator has no tokens_dtype")
+
+
+def opcheck(*args, **kwargs) -> None:
+    """`torch.library.opcheck`, which came with torch 2.4: skips before it."""
+    need("library.opcheck")
+    torch.library.opcheck(*args, **kwargs)
