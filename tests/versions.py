@@ -18,7 +18,7 @@ def need(name: str) -> None:
 
 
 def need_torch(*version: int) -> None:
-    """Skip this test on a torch before this version."""
+    """Skip this test on a torch before this version: the oldest of those tried that has what the test needs, or does it right."""
     if version > compat.TORCH:
         pytest.skip(f"needs torch {'.'.join(map(str, version))}")
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from family import distribute as reference
 from family.quantization import assert_quantized
+from moe_graph import compat
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 TIMEOUT = 20
@@ -29,7 +30,7 @@ operators = torch.ops.npu
 
 def group_name(device, group):
     if device == "cpu":
-        return group.group_name
+        return compat.group_name(group)
     return group._get_backend(torch.device("npu")).get_hccl_comm_name(dist.get_rank())
 
 

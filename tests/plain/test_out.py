@@ -9,6 +9,7 @@ from hypothesis import given, settings
 import cases
 import moe_graph
 import reference
+from versions import need_torch
 
 NAMES = moe_graph.MoeReRoutingOutput._fields
 
@@ -87,6 +88,7 @@ def test_gradients_are_refused_not_lost(call):
 
 
 def test_under_torch_compile(call):
+    need_torch(2, 5)
     tokens, counts, out = call
     compiled = torch.compile(lambda t, c, o: moe_graph.moe_re_routing(t, c, out=o), backend="aot_eager", fullgraph=True)
     compiled(tokens, counts, out)

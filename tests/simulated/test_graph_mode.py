@@ -14,7 +14,7 @@ import moe_graph
 import reference
 from moe_graph import contract
 from moe_graph.engine import GraphError, KernelError, registry
-from versions import need_tokens_dtype
+from versions import need_tokens_dtype, need_torch
 
 
 def backend(**dump):
@@ -262,6 +262,8 @@ def test_bad_input_is_refused_while_tracing():
 
 @pytest.mark.skipif(FLOAT4 is None, reason="this torch has no float4_e2m1fn_x2")
 def test_float4_tokens_are_refused(product):
+    need_torch(2, 11)
+    need_tokens_dtype()
     product("950")
     tokens, counts = cases.make((20, 8), FLOAT4), cases.make_counts(3, 4, 20)
     torch._dynamo.reset()

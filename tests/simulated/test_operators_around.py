@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from versions import need
+from versions import need, need_torch
 
 MODULES = {
     "lstm": (lambda: nn.LSTM(4, 5, 2, bidirectional=True), (3, 2, 4)),
@@ -27,6 +27,8 @@ MODULES = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_and_their_gradients(name):
+    if name == "lstm":
+        need_torch(2, 13)  # torch's own decomposition had h_n in another shape before
     make, shape = MODULES[name]
     torch.manual_seed(0)
     module, data = make(), torch.randn(shape)
