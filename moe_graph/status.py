@@ -65,7 +65,7 @@ def _owner(source: str) -> str:
         return "moe_graph"
     if "torch_npu" in source or "op_plugin" in source or "op-plugin" in source:
         return "torch_npu"
-    if source.startswith("/dev/null"):  # a kernel in Python: up to torch 2.3 the dispatcher does not say in which file
+    if source.startswith("/dev/null"):  # a kernel in Python: up to torch 2.8 the dispatcher does not say in which file
         return "moe_graph" if registration.is_registered() else "Python"
     return source
 

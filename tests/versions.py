@@ -23,10 +23,15 @@ def need_torch(*version: int) -> None:
         pytest.skip(f"needs torch {'.'.join(map(str, version))}")
 
 
+def need_argument(operator: torch._ops.OpOverload, name: str) -> None:
+    """Skip this test where the operator is that of a torch_npu which gives it no such argument."""
+    if not compat.has_argument(operator, name):
+        pytest.skip(f"this torch_npu's {operator} has no {name}")
+
+
 def need_tokens_dtype() -> None:
     """Skip this test where the operator is a torch_npu's that has no tokens_dtype (2.1, 2.5, 2.6, 2.8)."""
-    if not compat.has_argument(torch.ops.npu.npu_moe_re_routing.default, "tokens_dtype"):
-        pytest.skip("this torch_npu's operator has no tokens_dtype")
+    need_argument(torch.ops.npu.npu_moe_re_routing.default, "tokens_dtype")
 
 
 def opcheck(*args, **kwargs) -> None:

@@ -77,7 +77,14 @@ def _remembering_backends(helper: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _create(options: _DistributedBackendOptions, backend_options: object) -> SimulatedHccl:
-    """What torch calls for a new group. Options of ProcessGroupHCCL configure streams and buffers, of which there are none here."""
+    """What torch calls for a new group. Options of ProcessGroupHCCL configure streams and buffers, of which there are none here.
+
+    Raises NotImplementedError before torch 2.6, where a process group cannot be written in Python with the backends this one has.
+    """
+    if not hasattr(dist.ProcessGroup, "_set_default_backend"):
+        raise NotImplementedError(
+            f"hccl on the simulated device needs torch 2.6 or newer, this is torch {torch.__version__}"
+        )
     return SimulatedHccl(options, getattr(_asked, "backends", {"npu": _NAME}))
 
 

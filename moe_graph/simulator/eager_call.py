@@ -171,7 +171,7 @@ class _Tensors:
                 continue
             if cpu.shape != shape:
                 npu.resize_(cpu.shape)
-                npu.as_strided_(cpu.size(), cpu.stride())
+                npu.set_(npu.untyped_storage(), 0, cpu.size(), cpu.stride())  # not as_strided_: it crashes in torch 2.5
             borrowed_view(npu).copy_(cpu)
 
     def to_device(self, value: Any, device: torch.device) -> Any:

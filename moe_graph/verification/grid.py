@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_graph import contract, product
+from moe_graph import compat, contract, product
 
 _FLOAT8 = [name for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)]
 _E8M0 = hasattr(torch, "float8_e8m0fnu")
@@ -64,7 +64,8 @@ def modes(quick: bool) -> list[Mode]:
             Mode("bfloat16", None, contract.CUMSUM),
         ]
     others = [Mode(name) for name in ("float32", "float64", "uint8", "int16", "int32", "int64", "bool", *_FLOAT8)]
-    stored = [Mode("uint8", tokens_dtype=number) for number in contract.TOKENS_DTYPES]
+    has_stored = compat.has_argument(contract.operator(), "tokens_dtype")  # older torch_npu's have it not
+    stored = [Mode("uint8", tokens_dtype=number) for number in contract.TOKENS_DTYPES if has_stored]
     scales = [Mode("int8"), Mode("int8", "A,S"), Mode("bfloat16", "A")]
     if _E8M0 and _FLOAT8:
         scales.append(Mode(_FLOAT8[0], "A,K/64,2"))

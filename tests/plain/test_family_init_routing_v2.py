@@ -142,7 +142,7 @@ def test_opcheck(options):
 
 
 def test_symbolic_sizes_give_one_graph():
-    need_torch(2, 6)
+    need_torch(2, 9)
     graphs = []
 
     def backend(module, inputs):

@@ -5,6 +5,7 @@ import torch
 import torch_npu
 
 from moe_graph import testing
+from versions import need_argument
 
 INDEX = torch.tensor([0, 3, -1, 2, 1, 5], dtype=torch.int32)
 EXPERTS = torch.tensor([[0, 1], [1, 1], [0, 0]], dtype=torch.int32)
@@ -25,6 +26,8 @@ def test_finalize_routing(mode, whole, node, dynamic):
 
 
 def test_without_scales_and_with_a_capacity():
+    need_argument(torch.ops.npu.npu_moe_finalize_routing.default, "k")
+
     def finalize(rows, index):
         return torch_npu.npu_moe_finalize_routing(rows, None, None, None, None, index, None, drop_pad_mode=3, k=2)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moe_graph import compat, registration
+from versions import need_torch
 
 
 @pytest.mark.parametrize("operator", registration.OPERATORS, ids=lambda operator: operator.name)
@@ -11,11 +12,17 @@ def test_schema_is_torch_npus(operator):
     theirs = compat.schema_of(operator.qualname)
     assert theirs is not None, "torch_npu does not define it"
     ours = torch._C.parse_schema(f"{operator.qualname.partition('::')[0]}::{operator.schema}")
-    assert str(ours) == str(theirs)
+    if compat.TORCH >= (2, 13):
+        assert str(ours) == str(theirs)
+        return
+    # An older torch_npu has fewer of the arguments, those in our order.
+    names = iter([argument.name for argument in ours.arguments])
+    assert all(argument.name in names for argument in theirs.arguments), f"{theirs} is no part of {ours}"
 
 
 @pytest.mark.parametrize("operator", registration.OPERATORS, ids=lambda operator: operator.name)
 def test_fake_and_fallback_are_ours(operator):
+    need_torch(2, 9)  # the dispatcher names no files before
     for key in ("Meta", "CompositeExplicitAutograd"):
         lines = torch._C._dispatch_dump(operator.qualname).splitlines()
         assert next(line for line in lines if line.startswith(key)).count("moe_graph/registration.py") == 1

@@ -10,6 +10,7 @@ import torch
 
 import moe_graph
 from moe_graph.simulator import SimulatorError, faults
+from versions import need_torch
 
 
 def after():
@@ -19,6 +20,7 @@ def after():
 
 
 def test_memory_limit_is_torchs_out_of_memory_error():
+    need_torch(2, 9)
     with faults.memory_limit(0.125):
         torch.ones(1 << 10, device="npu")
         with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
@@ -28,6 +30,7 @@ def test_memory_limit_is_torchs_out_of_memory_error():
 
 
 def test_memory_limit_leaves_the_environment_as_it_was(monkeypatch):
+    need_torch(2, 9)
     monkeypatch.setenv("MOE_GRAPH_SIM_MEMORY_GB", "2")
     with pytest.raises(ZeroDivisionError), faults.memory_limit(1):
         assert torch.npu.mem_get_info()[1] == 1 << 30
@@ -70,6 +73,7 @@ def test_a_kernel_that_fails_in_backward():
 
 
 def test_the_operator_that_the_device_computes_itself_fails_too():
+    need_torch(2, 9)
     tokens, counts = torch.randn(4, 8).half().npu(), torch.tensor([[1, 3]]).npu()
     expected = moe_graph.moe_re_routing(tokens, counts).permute_tokens.cpu()
     with faults.failing_kernel("npu::npu_moe_re_routing", from_call=2):

@@ -7,6 +7,7 @@ import torch
 
 import opinfo
 from moe_graph.simulator import eager
+from versions import need_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of samples that are deprecated or odd on purpose
 
@@ -21,6 +22,7 @@ def not_passing(outcomes):
 
 
 def test_a_slice_of_torchs_operators():
+    need_torch(2, 9)
     outcomes = [outcome for op in opinfo.operators(every=23, first=5) for outcome in opinfo.walk(op, samples=8)]
     assert len(outcomes) > 80 and sum(o.samples for o in outcomes) > 300
     assert not [o for o in outcomes if o.outcome == opinfo.FAILING]
