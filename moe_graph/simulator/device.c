@@ -22,7 +22,6 @@ static const sim_product PRODUCTS[] = {
 
 /* A context per device; CANN calls it the primary one. */
 typedef struct {
-    int32_t device;
     bool active;
 } context;
 
@@ -108,7 +107,6 @@ SIM_API aclError aclrtSetDevice(int32_t device)
     if (error != ACL_SUCCESS)
         return error;
     current_device = device;
-    contexts[device].device = device;
     __atomic_store_n(&contexts[device].active, true, __ATOMIC_RELEASE);
     return ACL_SUCCESS;
 }
@@ -146,10 +144,10 @@ SIM_API aclError aclrtGetCurrentContext(aclrtContext *result)
 
 SIM_API aclError aclrtSetCurrentContext(aclrtContext handle)
 {
-    context *wanted = handle;
-    if (wanted < contexts || wanted >= contexts + MAX_DEVICES)
+    uintptr_t distance = (uintptr_t)handle - (uintptr_t)contexts;
+    if (distance >= sizeof contexts || distance % sizeof *contexts != 0)
         return sim_fail(ACL_ERROR_INVALID_HANDLE, "aclrtSetCurrentContext: %p is not a context", handle);
-    return aclrtSetDevice((int32_t)(wanted - contexts));
+    return aclrtSetDevice((int32_t)(distance / sizeof *contexts));
 }
 
 SIM_API aclError aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_t *active)

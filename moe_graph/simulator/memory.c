@@ -107,6 +107,21 @@ size_t sim_remove_mapping(void *start)
     return take(start, MAPPED_ON_DEVICE, &taken) ? taken.size : 0;
 }
 
+bool sim_has_mapping(const void *start, size_t size)
+{
+    pthread_mutex_lock(&lock);
+    bool any = false;
+    size_t at = find(start);
+    for (size_t i = at == table_size ? 0 : at; i < table_size && !any; i++) {
+        uintptr_t from = (uintptr_t)table[i].start;
+        if (from >= (uintptr_t)start + size)
+            break;
+        any = table[i].where == MAPPED_ON_DEVICE && from + table[i].size > (uintptr_t)start;
+    }
+    pthread_mutex_unlock(&lock);
+    return any;
+}
+
 aclError sim_claim(const char *function, int32_t device, size_t bytes)
 {
     size_t capacity = device_capacity();

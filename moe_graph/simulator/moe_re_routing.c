@@ -268,7 +268,8 @@ typedef struct {
 
 static char *first_byte(const aclTensor *tensor)
 {
-    return (char *)tensor->data + tensor->offset * sim_dtype_bits(tensor->dtype) / 8;
+    /* As a number: the data may be null, which the check of the range reports. */
+    return (char *)((uintptr_t)tensor->data + (uintptr_t)(tensor->offset * sim_dtype_bits(tensor->dtype) / 8));
 }
 
 /* Elements from the first one to the last one in memory. */
@@ -300,6 +301,9 @@ static aclError open_operand(const char *argument, const aclTensor *tensor, bool
     *result = (operand){first_byte(tensor), NULL};
     snprintf(what, sizeof what, NAME ": %s", argument);
     bool dense = sim_is_contiguous(tensor);
+    for (size_t i = 0; i < tensor->rank && !dense; i++)
+        if (tensor->strides[i] < 0)
+            return refuse(argument, "of strides that are not negative", tensor);
     if (bits < 8 && (!dense || tensor->offset % 2 != 0))
         return refuse(argument, "contiguous from a whole byte on, as two elements share a byte", tensor);
     aclError error = sim_check_device_range(what, result->bytes, (size_t)((span(tensor) * bits + 7) / 8));
@@ -327,7 +331,7 @@ static int64_t count_at(const operand *counts, int32_t dtype, int64_t position)
     return value;
 }
 
-/* Where each chunk starts in the source, in rank-major order; checks the counts on the way. */
+/* Where each chunk starts in the source, in rank-major order, and where the last one ends; checks the counts on the way. */
 static aclError find_starts(const aclOpExecutor *call, const operand *counts, int64_t *starts)
 {
     int64_t ranks = call->counts.dims[0], experts = call->counts.dims[1], tokens = call->tokens.dims[0], position = 0;
@@ -342,6 +346,7 @@ static aclError find_starts(const aclOpExecutor *call, const operand *counts, in
         starts[chunk] = position;
         position += count;
     }
+    starts[ranks * experts] = position;
     if (position != tokens)
         return sim_fail(ACLNN_ERROR_RUNTIME, NAME ": the sum of expert_token_num_per_rank must be A = %lld, got %lld", (long long)tokens,
                         (long long)position);
@@ -387,39 +392,46 @@ static size_t row_bytes(const aclTensor *tensor)
 static void move_chunk(const operand *to, int64_t destination, const operand *from, int64_t source, int64_t rows, size_t row)
 {
     if (rows != 0 && row != 0)
-        memcpy(to->bytes + (size_t)destination * row, from->bytes + (size_t)source * row, (size_t)rows * row);
+        memmove(to->bytes + (size_t)destination * row, from->bytes + (size_t)source * row, (size_t)rows * row);
+}
+
+/* Device pointers need no alignment here, so integers are stored by their bytes. */
+static void put(const operand *to, int32_t dtype, int64_t position, int64_t value)
+{
+    int32_t narrow = (int32_t)value;
+    if (dtype == ACL_INT64)
+        memcpy(to->bytes + 8 * position, &value, sizeof value);
+    else
+        memcpy(to->bytes + 4 * position, &narrow, sizeof narrow);
 }
 
 static aclError execute(const aclOpExecutor *call, const operands *all)
 {
     int64_t ranks = call->counts.dims[0], experts = call->counts.dims[1];
     size_t token_row = row_bytes(&call->tokens), scale_row = call->has_scales ? row_bytes(&call->scales) : 0;
-    int64_t *starts = malloc((size_t)ranks * (size_t)experts * sizeof *starts);
+    int64_t *starts = malloc(((size_t)ranks * (size_t)experts + 1) * sizeof *starts);
     if (starts == NULL)
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, NAME ": this machine is out of memory");
     aclError error = find_starts(call, &all->counts, starts);
     int64_t destination = 0;
-    int32_t *index = (int32_t *)(void *)all->permute_idx.bytes;
     for (int64_t expert = 0; error == ACL_SUCCESS && expert < experts; expert++) {
         int64_t first = destination;
         for (int64_t rank = 0; rank < ranks; rank++) {
             int64_t source = starts[rank * experts + expert];
-            int64_t rows = count_at(&all->counts, call->counts.dtype, rank * experts + expert);
+            /* Not read again: an output or another thread may have overwritten the counts that were checked. */
+            int64_t rows = starts[rank * experts + expert + 1] - source;
             move_chunk(&all->permute_tokens, destination, &all->tokens, source, rows, token_row);
             if (call->has_scales)
                 move_chunk(&all->permute_scales, destination, &all->scales, source, rows, scale_row);
             for (int64_t i = 0; i < rows; i++) {
                 if (call->idx_type == 0)
-                    index[destination + i] = (int32_t)(source + i);
+                    put(&all->permute_idx, ACL_INT32, destination + i, source + i);
                 else
-                    index[source + i] = (int32_t)(destination + i);
+                    put(&all->permute_idx, ACL_INT32, source + i, destination + i);
             }
             destination += rows;
         }
-        if (call->expert_num.dtype == ACL_INT64)
-            ((int64_t *)(void *)all->expert_num.bytes)[expert] = destination - first;
-        else
-            ((int32_t *)(void *)all->expert_num.bytes)[expert] = (int32_t)(destination - first);
+        put(&all->expert_num, call->expert_num.dtype, expert, destination - first);
     }
     free(starts);
     return error;

@@ -101,6 +101,7 @@ void sim_unclaim(int32_t device, size_t bytes);
 /* Make [start, start + size) device memory that is mapped, not allocated (false: out of memory); undo it, returning its size or 0. */
 bool sim_add_mapping(void *start, size_t size, int32_t device);
 size_t sim_remove_mapping(void *start);
+bool sim_has_mapping(const void *start, size_t size); /* whether any lies in [start, start + size), even in part */
 
 /* ---- stream.c ---- */
 

@@ -7,27 +7,33 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define STREAM_MARK 0x53545245414d2131ull
-#define EVENT_MARK 0x4556454e54212131ull
-
 typedef struct stream {
-    uint64_t mark;
     int32_t id, device;
     uint32_t priority, flags;
     uint64_t busy_until; /* nanoseconds */
     struct stream *next;
 } stream;
 
-typedef struct {
-    uint64_t mark;
+typedef struct event {
+    bool live;
     uint64_t nanoseconds; /* when the last record is reached on its stream; 0 before the first */
     int32_t device;       /* of that stream */
     uint32_t flags;
+    struct event *next_free;
 } event;
+
+/* Events live in blocks that are never given back, so that a stale or wild handle is told from a live one without reading it. */
+#define BLOCK_EVENTS 1024
+typedef struct event_block {
+    event events[BLOCK_EVENTS];
+    struct event_block *next;
+} event_block;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static stream *streams;                                                   /* all live ones, for those who wait for a whole device */
-static stream default_stream = {.mark = STREAM_MARK, .device = -1}; /* what a NULL handle means */
+static stream default_stream = {.device = -1}; /* what a NULL handle means */
+static event_block *event_blocks;
+static event *free_events;
 
 static uint64_t now(void)
 {
@@ -36,32 +42,75 @@ static uint64_t now(void)
     return (uint64_t)time.tv_sec * 1000000000ull + (uint64_t)time.tv_nsec;
 }
 
-static stream *resolve(aclrtStream handle)
-{
-    return handle == NULL ? &default_stream : handle;
-}
-
 static int32_t device_of(const stream *one)
 {
     return one->device < 0 ? sim_current_device() : one->device;
 }
 
-static uint64_t busy_until(const stream *one)
+/* The live stream of a handle, or NULL. The lock is held, here and by all who read or write what a stream or an event holds. */
+static stream *find_stream(aclrtStream handle)
 {
-    return __atomic_load_n(&one->busy_until, __ATOMIC_ACQUIRE);
+    if (handle == NULL)
+        return &default_stream;
+    stream *one = streams;
+    while (one != NULL && one != handle)
+        one = one->next;
+    return one;
+}
+
+/* The live event of a handle, or NULL. The lock is held. */
+static event *find_event(aclrtEvent handle)
+{
+    for (event_block *block = event_blocks; block != NULL; block = block->next) {
+        uintptr_t distance = (uintptr_t)handle - (uintptr_t)block->events;
+        if (distance < sizeof block->events)
+            return distance % sizeof(event) == 0 && ((event *)handle)->live ? handle : NULL;
+    }
+    return NULL;
+}
+
+static aclError no_stream(const char *function, aclrtStream handle)
+{
+    return sim_fail(ACL_ERROR_INVALID_HANDLE, "%s: %p is not a live stream", function, handle);
+}
+
+static aclError no_event(const char *function, aclrtEvent handle)
+{
+    return sim_fail(ACL_ERROR_INVALID_HANDLE, "%s: %p is not a live event", function, handle);
+}
+
+/* A copy of what a live stream holds. */
+static aclError read_stream(const char *function, aclrtStream handle, stream *copy)
+{
+    pthread_mutex_lock(&lock);
+    const stream *found = find_stream(handle);
+    if (found != NULL)
+        *copy = *found;
+    pthread_mutex_unlock(&lock);
+    return found != NULL ? ACL_SUCCESS : no_stream(function, handle);
+}
+
+/* A copy of what a live event holds. */
+static aclError read_event(const char *function, aclrtEvent handle, event *copy)
+{
+    pthread_mutex_lock(&lock);
+    const event *found = find_event(handle);
+    if (found != NULL)
+        *copy = *found;
+    pthread_mutex_unlock(&lock);
+    return found != NULL ? ACL_SUCCESS : no_event(function, handle);
 }
 
 /* Make the stream busy from when it is free for this long. False if it is no stream. */
 SIM_API bool moe_sim_delay_stream(aclrtStream handle, uint64_t nanoseconds)
 {
-    stream *one = resolve(handle);
-    if (one->mark != STREAM_MARK)
-        return false;
     pthread_mutex_lock(&lock);
-    uint64_t from = busy_until(one), time = now();
-    __atomic_store_n(&one->busy_until, (from > time ? from : time) + nanoseconds, __ATOMIC_RELEASE);
+    stream *one = find_stream(handle);
+    uint64_t time = now();
+    if (one != NULL)
+        one->busy_until = (one->busy_until > time ? one->busy_until : time) + nanoseconds;
     pthread_mutex_unlock(&lock);
-    return true;
+    return one != NULL;
 }
 
 /* Sleep until then, at most `timeout` milliseconds (negative: as long as it takes). */
@@ -80,16 +129,14 @@ static aclError wait_until(const char *function, uint64_t then, int32_t timeout)
 
 aclError sim_check_stream(const char *function, aclrtStream handle)
 {
-    if (handle == NULL || ((stream *)handle)->mark == STREAM_MARK)
-        return ACL_SUCCESS;
-    return sim_fail(ACL_ERROR_INVALID_HANDLE, "%s: %p is not a live stream", function, handle);
+    stream copy;
+    return read_stream(function, handle, &copy);
 }
 
 static aclError check_event(const char *function, aclrtEvent handle)
 {
-    if (handle != NULL && ((event *)handle)->mark == EVENT_MARK)
-        return ACL_SUCCESS;
-    return sim_fail(ACL_ERROR_INVALID_HANDLE, "%s: %p is not a live event", function, handle);
+    event copy;
+    return read_event(function, handle, &copy);
 }
 
 /* ---- streams ---- */
@@ -104,8 +151,7 @@ SIM_API aclError aclrtCreateStreamWithConfig(aclrtStream *handle, uint32_t prior
     stream *made = malloc(sizeof *made);
     if (made == NULL)
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclrtCreateStream: this machine is out of memory");
-    *made = (stream){.mark = STREAM_MARK,
-                     .id = __atomic_add_fetch(&last_id, 1, __ATOMIC_RELAXED),
+    *made = (stream){.id = __atomic_add_fetch(&last_id, 1, __ATOMIC_RELAXED),
                      .device = sim_current_device(),
                      .priority = priority,
                      .flags = flags};
@@ -124,16 +170,17 @@ SIM_API aclError aclrtCreateStream(aclrtStream *handle)
 
 SIM_API aclError aclrtDestroyStream(aclrtStream handle)
 {
-    if (handle == NULL || ((stream *)handle)->mark != STREAM_MARK)
-        return sim_fail(ACL_ERROR_INVALID_HANDLE, "aclrtDestroyStream: %p is not a live stream", handle);
     pthread_mutex_lock(&lock);
     stream **link = &streams;
-    while (*link != handle)
+    while (*link != NULL && *link != handle)
         link = &(*link)->next;
-    *link = (*link)->next;
+    stream *found = *link;
+    if (found != NULL)
+        *link = found->next;
     pthread_mutex_unlock(&lock);
-    ((stream *)handle)->mark = 0;
-    free(handle);
+    if (found == NULL)
+        return no_stream("aclrtDestroyStream", handle);
+    free(found);
     return ACL_SUCCESS;
 }
 
@@ -147,29 +194,32 @@ SIM_API aclError aclrtStreamQuery(aclrtStream handle, int32_t *status)
     enum { COMPLETE = 0, NOT_READY = 1 };
     if (status == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtStreamQuery: status is null");
-    aclError error = sim_check_stream("aclrtStreamQuery", handle);
+    stream one;
+    aclError error = read_stream("aclrtStreamQuery", handle, &one);
     if (error == ACL_SUCCESS)
-        *status = busy_until(resolve(handle)) <= now() ? COMPLETE : NOT_READY;
+        *status = one.busy_until <= now() ? COMPLETE : NOT_READY;
     return error;
 }
 
 SIM_API aclError aclrtStreamGetId(aclrtStream handle, int32_t *id)
 {
-    aclError error = sim_check_stream("aclrtStreamGetId", handle);
+    stream one;
+    aclError error = read_stream("aclrtStreamGetId", handle, &one);
     if (error != ACL_SUCCESS)
         return error;
     if (id == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtStreamGetId: streamId is null");
-    *id = handle == NULL ? 0 : ((stream *)handle)->id;
+    *id = one.id; /* 0 is the default stream's */
     return ACL_SUCCESS;
 }
 
 static aclError synchronize_stream(const char *function, aclrtStream handle, int32_t timeout)
 {
-    aclError error = sim_check_stream(function, handle);
+    stream one;
+    aclError error = read_stream(function, handle, &one);
     if (error == ACL_SUCCESS)
-        error = wait_until(function, busy_until(resolve(handle)), timeout);
-    return error != ACL_SUCCESS ? error : sim_pending_error(function, device_of(resolve(handle)));
+        error = wait_until(function, one.busy_until, timeout);
+    return error != ACL_SUCCESS ? error : sim_pending_error(function, device_of(&one));
 }
 
 SIM_API aclError aclrtSynchronizeStream(aclrtStream handle)
@@ -185,11 +235,11 @@ SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream handle, int32_t t
 static aclError synchronize_device(const char *function, int32_t timeout)
 {
     int32_t device = sim_current_device();
-    uint64_t last = busy_until(&default_stream);
     pthread_mutex_lock(&lock);
+    uint64_t last = default_stream.busy_until;
     for (const stream *one = streams; one != NULL; one = one->next)
-        if (one->device == device && busy_until(one) > last)
-            last = busy_until(one);
+        if (one->device == device && one->busy_until > last)
+            last = one->busy_until;
     pthread_mutex_unlock(&lock);
     aclError error = wait_until(function, last, timeout);
     return error != ACL_SUCCESS ? error : sim_pending_error(function, device);
@@ -230,14 +280,35 @@ SIM_API aclError aclmdlRICaptureGetInfo(aclrtStream handle, int32_t *status, voi
 
 /* ---- events ---- */
 
+/* The lock is held. Nothing is added where there is no memory left. */
+static void add_event_block(void)
+{
+    event_block *block = calloc(1, sizeof *block);
+    if (block == NULL)
+        return;
+    block->next = event_blocks;
+    event_blocks = block;
+    for (size_t i = BLOCK_EVENTS; i-- > 0;) {
+        block->events[i].next_free = free_events;
+        free_events = &block->events[i];
+    }
+}
+
 static aclError create_event(aclrtEvent *handle, uint32_t flags)
 {
     if (handle == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtCreateEvent: event is null");
-    event *made = malloc(sizeof *made);
+    pthread_mutex_lock(&lock);
+    if (free_events == NULL)
+        add_event_block();
+    event *made = free_events;
+    if (made != NULL) {
+        free_events = made->next_free;
+        *made = (event){.live = true, .device = -1, .flags = flags};
+    }
+    pthread_mutex_unlock(&lock);
     if (made == NULL)
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclrtCreateEvent: this machine is out of memory");
-    *made = (event){EVENT_MARK, 0, -1, flags};
     *handle = made;
     return ACL_SUCCESS;
 }
@@ -259,25 +330,30 @@ SIM_API aclError aclrtCreateEventExWithFlag(aclrtEvent *handle, uint32_t flags)
 
 SIM_API aclError aclrtDestroyEvent(aclrtEvent handle)
 {
-    aclError error = check_event("aclrtDestroyEvent", handle);
-    if (error != ACL_SUCCESS)
-        return error;
-    ((event *)handle)->mark = 0;
-    free(handle);
-    return ACL_SUCCESS;
+    pthread_mutex_lock(&lock);
+    event *found = find_event(handle);
+    if (found != NULL) {
+        *found = (event){.next_free = free_events};
+        free_events = found;
+    }
+    pthread_mutex_unlock(&lock);
+    return found != NULL ? ACL_SUCCESS : no_event("aclrtDestroyEvent", handle);
 }
 
 SIM_API aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream on)
 {
-    aclError error = check_event("aclrtRecordEvent", handle);
-    if (error == ACL_SUCCESS)
-        error = sim_check_stream("aclrtRecordEvent", on);
-    if (error == ACL_SUCCESS) {
-        uint64_t time = now(), busy = busy_until(resolve(on));
-        ((event *)handle)->nanoseconds = busy > time ? busy : time;
-        ((event *)handle)->device = device_of(resolve(on));
+    pthread_mutex_lock(&lock);
+    event *marked = find_event(handle);
+    const stream *one = find_stream(on);
+    if (marked != NULL && one != NULL) {
+        uint64_t time = now();
+        marked->nanoseconds = one->busy_until > time ? one->busy_until : time;
+        marked->device = device_of(one);
     }
-    return error;
+    pthread_mutex_unlock(&lock);
+    if (marked == NULL)
+        return no_event("aclrtRecordEvent", handle);
+    return one != NULL ? ACL_SUCCESS : no_stream("aclrtRecordEvent", on);
 }
 
 SIM_API aclError aclrtResetEvent(aclrtEvent handle, aclrtStream on)
@@ -288,25 +364,24 @@ SIM_API aclError aclrtResetEvent(aclrtEvent handle, aclrtStream on)
 
 SIM_API aclError aclrtStreamWaitEvent(aclrtStream waiting, aclrtEvent handle)
 {
-    aclError error = check_event("aclrtStreamWaitEvent", handle);
-    if (error == ACL_SUCCESS)
-        error = sim_check_stream("aclrtStreamWaitEvent", waiting);
-    if (error == ACL_SUCCESS) {
-        stream *one = resolve(waiting);
-        pthread_mutex_lock(&lock);
-        if (((event *)handle)->nanoseconds > busy_until(one))
-            __atomic_store_n(&one->busy_until, ((event *)handle)->nanoseconds, __ATOMIC_RELEASE);
-        pthread_mutex_unlock(&lock);
-    }
-    return error;
+    pthread_mutex_lock(&lock);
+    const event *awaited = find_event(handle);
+    stream *one = find_stream(waiting);
+    if (awaited != NULL && one != NULL && awaited->nanoseconds > one->busy_until)
+        one->busy_until = awaited->nanoseconds;
+    pthread_mutex_unlock(&lock);
+    if (awaited == NULL)
+        return no_event("aclrtStreamWaitEvent", handle);
+    return one != NULL ? ACL_SUCCESS : no_stream("aclrtStreamWaitEvent", waiting);
 }
 
 SIM_API aclError aclrtSynchronizeEvent(aclrtEvent handle)
 {
-    aclError error = check_event("aclrtSynchronizeEvent", handle);
+    event awaited;
+    aclError error = read_event("aclrtSynchronizeEvent", handle, &awaited);
     if (error == ACL_SUCCESS)
-        error = wait_until("aclrtSynchronizeEvent", ((event *)handle)->nanoseconds, -1);
-    return error != ACL_SUCCESS ? error : sim_pending_error("aclrtSynchronizeEvent", ((event *)handle)->device);
+        error = wait_until("aclrtSynchronizeEvent", awaited.nanoseconds, -1);
+    return error != ACL_SUCCESS ? error : sim_pending_error("aclrtSynchronizeEvent", awaited.device);
 }
 
 SIM_API aclError aclrtQueryEventStatus(aclrtEvent handle, int32_t *status)
@@ -314,9 +389,10 @@ SIM_API aclError aclrtQueryEventStatus(aclrtEvent handle, int32_t *status)
     enum { NOT_READY = 0, RECORDED_COMPLETE = 1 };
     if (status == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtQueryEventStatus: status is null");
-    aclError error = check_event("aclrtQueryEventStatus", handle);
+    event asked;
+    aclError error = read_event("aclrtQueryEventStatus", handle, &asked);
     if (error == ACL_SUCCESS)
-        *status = ((event *)handle)->nanoseconds <= now() ? RECORDED_COMPLETE : NOT_READY;
+        *status = asked.nanoseconds <= now() ? RECORDED_COMPLETE : NOT_READY;
     return error;
 }
 
@@ -344,12 +420,13 @@ SIM_API aclError aclrtEventElapsedTime(float *milliseconds, aclrtEvent start, ac
 {
     if (milliseconds == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtEventElapsedTime: ms is null");
-    aclError error = check_event("aclrtEventElapsedTime", start);
+    event first, last;
+    aclError error = read_event("aclrtEventElapsedTime", start, &first);
     if (error == ACL_SUCCESS)
-        error = check_event("aclrtEventElapsedTime", end);
+        error = read_event("aclrtEventElapsedTime", end, &last);
     if (error != ACL_SUCCESS)
         return error;
-    uint64_t from = ((event *)start)->nanoseconds, to = ((event *)end)->nanoseconds;
+    uint64_t from = first.nanoseconds, to = last.nanoseconds;
     if (from == 0 || to == 0)
         return sim_fail(ACL_ERROR_EVENT_TIMESTAMP_INVALID, "aclrtEventElapsedTime: the %s event was never recorded",
                         from == 0 ? "start" : "end");

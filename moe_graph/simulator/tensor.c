@@ -38,6 +38,22 @@ int32_t sim_dtype_bits(int32_t dtype)
 
 /* ---- tensors ---- */
 
+/* Whether sizes and positions of the view in bits fit into int64, so that no later arithmetic on them overflows. */
+static bool fits(const aclTensor *tensor)
+{
+    int64_t elements = 1, last = tensor->offset, step, bits;
+    for (size_t i = 0; i < tensor->rank; i++) {
+        int64_t dim = tensor->dims[i];
+        if (dim < 0 || (dim > 1 && __builtin_mul_overflow(elements, dim, &elements)))
+            return false;
+        if (dim > 1 && (__builtin_mul_overflow(dim - 1, tensor->strides[i] < 0 ? 0 : tensor->strides[i], &step) ||
+                        __builtin_add_overflow(last, step, &last)))
+            return false;
+    }
+    return !__builtin_mul_overflow(elements, 128, &bits) && !__builtin_mul_overflow(last, 128, &bits) &&
+           !__builtin_mul_overflow(tensor->offset, 128, &bits);
+}
+
 SIM_API aclTensor *aclCreateTensor(const int64_t *dims, uint64_t rank, int32_t dtype, const int64_t *strides, int64_t offset,
                                    int32_t format, const int64_t *storage_dims, uint64_t storage_rank, void *data)
 {
@@ -61,11 +77,18 @@ SIM_API aclTensor *aclCreateTensor(const int64_t *dims, uint64_t rank, int32_t d
     tensor->format = format;
     tensor->offset = offset;
     tensor->data = data;
-    int64_t dense = 1;
+    uint64_t dense = 1; /* unsigned, as the dimensions are checked only below */
     for (size_t i = rank; i-- > 0;) {
         tensor->dims[i] = dims[i];
-        tensor->strides[i] = strides == NULL ? dense : strides[i]; /* null strides mean a contiguous tensor */
-        dense *= dims[i];
+        tensor->strides[i] = strides == NULL ? (int64_t)dense : strides[i]; /* null strides mean a contiguous tensor */
+        dense *= (uint64_t)dims[i];
+    }
+    if (!fits(tensor)) {
+        char text[256];
+        sim_fail(ACLNN_ERROR_INVALID, "aclCreateTensor: %s has a negative dimension, or does not fit into the memory of any device",
+                 sim_describe(tensor, text, sizeof text));
+        free(tensor);
+        return NULL;
     }
     if (storage_rank != 0)
         memcpy(tensor->storage_dims, storage_dims, storage_rank * sizeof *storage_dims);
@@ -174,13 +197,18 @@ typedef struct {
     unsigned char values[];
 } block;
 
-static block *keep(const char *function, uint64_t count, const void *values, size_t bytes)
+static block *keep(const char *function, uint64_t count, const void *values, uint64_t number, size_t element)
 {
+    size_t bytes, all;
+    if (__builtin_mul_overflow(number, element, &bytes) || __builtin_add_overflow(bytes, sizeof(block), &all)) {
+        sim_fail(ACLNN_ERROR_INVALID, "%s: %llu elements do not fit into any memory", function, (unsigned long long)number);
+        return NULL;
+    }
     if (bytes != 0 && values == NULL) {
         sim_fail(ACLNN_ERROR_NULLPTR, "%s: the values are null", function);
         return NULL;
     }
-    block *made = malloc(sizeof *made + bytes);
+    block *made = malloc(all);
     if (made == NULL) {
         sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: this machine is out of memory", function);
         return NULL;
@@ -204,22 +232,22 @@ SIM_API void *aclCreateScalar(const void *value, int32_t dtype)
         sim_fail(ACLNN_ERROR_INVALID, "aclCreateScalar: dtype %d is unknown", dtype);
         return NULL;
     }
-    return keep("aclCreateScalar", (uint64_t)dtype, value, ((size_t)bits + 7) / 8);
+    return keep("aclCreateScalar", (uint64_t)dtype, value, 1, ((size_t)bits + 7) / 8);
 }
 
 SIM_API void *aclCreateIntArray(const int64_t *values, uint64_t count)
 {
-    return keep("aclCreateIntArray", count, values, count * sizeof *values);
+    return keep("aclCreateIntArray", count, values, count, sizeof *values);
 }
 
 SIM_API void *aclCreateFloatArray(const float *values, uint64_t count)
 {
-    return keep("aclCreateFloatArray", count, values, count * sizeof *values);
+    return keep("aclCreateFloatArray", count, values, count, sizeof *values);
 }
 
 SIM_API void *aclCreateBoolArray(const bool *values, uint64_t count)
 {
-    return keep("aclCreateBoolArray", count, values, count * sizeof *values);
+    return keep("aclCreateBoolArray", count, values, count, sizeof *values);
 }
 
 SIM_API aclError aclGetIntArraySize(const void *array, uint64_t *count)
@@ -248,12 +276,12 @@ static aclError drop_list(const void *list)
 
 SIM_API void *aclCreateTensorList(const aclTensor *const *tensors, uint64_t count)
 {
-    return keep("aclCreateTensorList", count, tensors, count * sizeof *tensors);
+    return keep("aclCreateTensorList", count, tensors, count, sizeof *tensors);
 }
 
 SIM_API void *aclCreateScalarList(const void *const *scalars, uint64_t count)
 {
-    return keep("aclCreateScalarList", count, scalars, count * sizeof *scalars);
+    return keep("aclCreateScalarList", count, scalars, count, sizeof *scalars);
 }
 
 SIM_API aclError aclDestroyTensorList(const void *list) { return drop_list(list); }

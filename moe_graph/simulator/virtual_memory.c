@@ -20,9 +20,10 @@ typedef struct {
 } physical_property;
 
 /* Physical memory: an amount claimed of a device. Host pages come into being where it is mapped and touched. */
-typedef struct {
+typedef struct physical {
     size_t size;
     int32_t device;
+    struct physical *next;
 } physical;
 
 /* The sizes of reserved ranges, which munmap wants back. */
@@ -34,6 +35,7 @@ typedef struct range {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static range *ranges;
+static physical *physicals; /* all live ones, so that a stale handle is refused and not read */
 
 SIM_API aclError aclrtReserveMemAddress(void **pointer, size_t size, size_t alignment, void *expected, uint64_t flags)
 {
@@ -68,11 +70,14 @@ SIM_API aclError aclrtReleaseMemAddress(void *pointer)
     while (*link != NULL && (*link)->start != pointer)
         link = &(*link)->next;
     range *found = *link;
-    if (found != NULL)
+    bool mapped = found != NULL && sim_has_mapping(found->start, found->size);
+    if (found != NULL && !mapped)
         *link = found->next;
     pthread_mutex_unlock(&lock);
     if (found == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtReleaseMemAddress: %p is not the start of a reserved range", pointer);
+    if (mapped)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtReleaseMemAddress: physical memory is still mapped into the range at %p", pointer);
     munmap(found->start, found->size);
     free(found);
     return ACL_SUCCESS;
@@ -83,7 +88,7 @@ SIM_API aclError aclrtMallocPhysical(void **handle, size_t size, const physical_
     (void)flags;
     if (handle == NULL || property == NULL || size == 0)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtMallocPhysical: an argument is null or size is 0");
-    if (property->where.type != 1 || (int32_t)property->where.id >= sim_device_count())
+    if (property->where.type != 1 || property->where.id >= (uint32_t)sim_device_count())
         return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "aclrtMallocPhysical: only memory of a device that exists is modelled");
     aclError error = sim_claim("aclrtMallocPhysical", (int32_t)property->where.id, size);
     if (error != ACL_SUCCESS)
@@ -93,16 +98,26 @@ SIM_API aclError aclrtMallocPhysical(void **handle, size_t size, const physical_
         sim_unclaim((int32_t)property->where.id, size);
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclrtMallocPhysical: this machine is out of memory");
     }
-    *made = (physical){size, (int32_t)property->where.id};
+    pthread_mutex_lock(&lock);
+    *made = (physical){size, (int32_t)property->where.id, physicals};
+    physicals = made;
+    pthread_mutex_unlock(&lock);
     *handle = made;
     return ACL_SUCCESS;
 }
 
 SIM_API aclError aclrtFreePhysical(void *handle)
 {
-    physical *memory = handle;
+    pthread_mutex_lock(&lock);
+    physical **link = &physicals;
+    while (*link != NULL && *link != handle)
+        link = &(*link)->next;
+    physical *memory = *link;
+    if (memory != NULL)
+        *link = memory->next;
+    pthread_mutex_unlock(&lock);
     if (memory == NULL)
-        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtFreePhysical: handle is null");
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtFreePhysical: %p is not live physical memory", handle);
     sim_unclaim(memory->device, memory->size);
     free(memory);
     return ACL_SUCCESS;
@@ -130,13 +145,27 @@ static bool is_reserved(const void *start, size_t size)
     return inside;
 }
 
+static bool find_physical(const void *handle, physical *found)
+{
+    pthread_mutex_lock(&lock);
+    const physical *each = physicals;
+    while (each != NULL && each != handle)
+        each = each->next;
+    if (each != NULL)
+        *found = *each;
+    pthread_mutex_unlock(&lock);
+    return each != NULL;
+}
+
 SIM_API aclError aclrtMapMem(void *pointer, size_t size, size_t offset, void *handle, uint64_t flags)
 {
     (void)flags;
-    const physical *memory = handle;
-    if (memory == NULL || size == 0 || offset != 0 || size > memory->size || !is_reserved(pointer, size))
+    physical memory;
+    if (!find_physical(handle, &memory) || size == 0 || offset != 0 || size > memory.size || !is_reserved(pointer, size))
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtMapMem: %zu bytes of a handle at %p are not within a reserved range", size, pointer);
-    if (mprotect(pointer, size, PROT_READ | PROT_WRITE) != 0 || !sim_add_mapping(pointer, size, memory->device))
+    if (sim_has_mapping(pointer, size))
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtMapMem: something is mapped within the %zu bytes at %p", size, pointer);
+    if (mprotect(pointer, size, PROT_READ | PROT_WRITE) != 0 || !sim_add_mapping(pointer, size, memory.device))
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclrtMapMem: this machine has no %zu bytes left behind the simulated device", size);
     return ACL_SUCCESS;
 }

@@ -1,6 +1,8 @@
-/* Drives the simulated runtime without Python, for valgrind: every path of aclnnMoeReRouting and of memory, copies, streams, events. */
+/* Drives the simulated runtime without Python, for valgrind and the sanitizers: aclnnMoeReRouting, memory, copies, streams, events, handles
+ * that are stale or wild, and all of it from several threads at once. */
 #include "sim.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +51,22 @@ aclError aclnnMoeReRoutingGetWorkspaceSize(const aclTensor *, const aclTensor *,
                                            const aclTensor *, const aclTensor *, const aclTensor *, uint64_t *, executor **);
 aclError aclnnMoeReRouting(void *, uint64_t, executor *, aclrtStream);
 
+aclError aclrtMemcpyAsync(void *, size_t, const void *, size_t, int32_t, aclrtStream);
+typedef struct {
+    int32_t handle_type, allocation_type, memory_attribute;
+    struct {
+        uint32_t id;
+        int32_t type;
+    } where;
+    uint64_t reserved;
+} physical_property;
+aclError aclrtReserveMemAddress(void **, size_t, size_t, void *, uint64_t);
+aclError aclrtReleaseMemAddress(void *);
+aclError aclrtMallocPhysical(void **, size_t, const physical_property *, uint64_t);
+aclError aclrtFreePhysical(void *);
+aclError aclrtMapMem(void *, size_t, size_t, void *, uint64_t);
+aclError aclrtUnmapMem(void *);
+
 enum { HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2 };
 enum { TOKENS = 7, HIDDEN = 3, RANKS = 2, EXPERTS = 3 };
 
@@ -69,7 +87,7 @@ static aclTensor *tensor(void *data, int32_t dtype, size_t rank, int64_t a, int6
 
 static aclError route(const int32_t *counts, int64_t row_stride, bool scaled, bool launch)
 {
-    static int8_t tokens[TOKENS * 8];
+    int8_t tokens[TOKENS * 8] = {0};
     float scales[TOKENS];
     for (int i = 0; i < TOKENS; i++) {
         scales[i] = (float)i;
@@ -209,6 +227,148 @@ static void handles(void)
     CHECK(aclCreateTensor(too_many, SIM_MAX_DIMS + 1, ACL_FLOAT, NULL, 0, 2, too_many, 1, NULL) == NULL);
 }
 
+static void stale_handles(void)
+{
+    static char wild[64];
+    aclrtStream stream = NULL;
+    aclrtEvent event = NULL;
+    int32_t status = 0;
+    CHECK(aclrtCreateStream(&stream) == ACL_SUCCESS && aclrtDestroyStream(stream) == ACL_SUCCESS);
+    CHECK(aclrtCreateEvent(&event) == ACL_SUCCESS && aclrtDestroyEvent(event) == ACL_SUCCESS);
+    aclrtStream no_streams[] = {stream, wild};
+    aclrtEvent no_events[] = {event, wild, NULL};
+    for (size_t i = 0; i < 2; i++) {
+        CHECK(aclrtDestroyStream(no_streams[i]) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(aclrtStreamQuery(no_streams[i], &status) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(aclrtSynchronizeStreamWithTimeout(no_streams[i], 1) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(!moe_sim_delay_stream(no_streams[i], 1));
+    }
+    for (size_t i = 0; i < 3; i++) {
+        CHECK(aclrtDestroyEvent(no_events[i]) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(aclrtRecordEvent(no_events[i], NULL) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(aclrtStreamWaitEvent(NULL, no_events[i]) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(aclrtQueryEventStatus(no_events[i], &status) == ACL_ERROR_INVALID_HANDLE);
+        CHECK(aclrtSynchronizeEvent(no_events[i]) == ACL_ERROR_INVALID_HANDLE);
+    }
+}
+
+static void virtual_memory(void)
+{
+    enum { SIZE = 4 << 20 };
+    physical_property device = {.where = {0, 1}}, none = {.where = {0x80000000u, 1}};
+    void *range = NULL, *memory = NULL;
+    char text[16] = "0123456789abcde";
+    CHECK(aclrtMallocPhysical(&memory, SIZE, &none, 0) == ACL_ERROR_FEATURE_NOT_SUPPORTED);
+    CHECK(aclrtReserveMemAddress(&range, SIZE, 0, NULL, 0) == ACL_SUCCESS);
+    CHECK(aclrtMallocPhysical(&memory, SIZE / 2, &device, 0) == ACL_SUCCESS);
+    CHECK(aclrtMapMem(range, SIZE, 0, memory, 0) == ACL_ERROR_INVALID_PARAM); /* more than there is */
+    CHECK(aclrtMapMem(range, SIZE / 2, 0, memory, 0) == ACL_SUCCESS);
+    CHECK(aclrtMapMem(range, SIZE / 2, 0, memory, 0) == ACL_ERROR_INVALID_PARAM); /* mapped already */
+    CHECK(aclrtMemcpy(range, SIZE, text, sizeof text, HOST_TO_DEVICE) == ACL_SUCCESS && memcmp(range, text, sizeof text) == 0);
+    CHECK(aclrtReleaseMemAddress(range) == ACL_ERROR_INVALID_PARAM); /* still mapped */
+    CHECK(aclrtUnmapMem(range) == ACL_SUCCESS && aclrtUnmapMem(range) == ACL_ERROR_INVALID_PARAM);
+    CHECK(aclrtMemcpy(range, SIZE, text, sizeof text, HOST_TO_DEVICE) == ACL_ERROR_INVALID_PARAM);
+    CHECK(aclrtFreePhysical(memory) == ACL_SUCCESS && aclrtFreePhysical(memory) == ACL_ERROR_INVALID_PARAM);
+    CHECK(aclrtMapMem(range, SIZE / 2, 0, memory, 0) == ACL_ERROR_INVALID_PARAM);
+    CHECK(aclrtReleaseMemAddress(range) == ACL_SUCCESS && aclrtReleaseMemAddress(range) == ACL_ERROR_INVALID_PARAM);
+}
+
+/* Sizes that do not fit, and views that leave their memory. */
+static void bad_views(void)
+{
+    int64_t huge[] = {INT64_C(1) << 40, INT64_C(1) << 40}, negative[] = {-1, 3}, dims[] = {4, 3}, back[] = {-3, 1}, value = 0;
+    CHECK(aclCreateTensor(huge, 2, ACL_FLOAT, NULL, 0, 2, huge, 2, NULL) == NULL);
+    CHECK(aclCreateTensor(negative, 2, ACL_FLOAT, NULL, 0, 2, dims, 2, NULL) == NULL);
+    CHECK(aclCreateTensor(dims, 2, ACL_FLOAT, huge, INT64_MAX, 2, dims, 2, NULL) == NULL);
+    CHECK(aclCreateIntArray(&value, UINT64_C(1) << 61) == NULL);
+    int64_t count_dims[] = {1, 1}, one = 1, four = 4;
+    int32_t counts = 4;
+    void *data = on_device(NULL, 512), *number = on_device(&counts, sizeof counts);
+    /* negative strides; an offset from no memory at all */
+    aclTensor *bad[] = {aclCreateTensor(dims, 2, ACL_INT8, back, 0, 2, dims, 2, data), aclCreateTensor(dims, 2, ACL_INT8, NULL, 5, 2, dims, 2, NULL)};
+    aclTensor *rest[] = {aclCreateTensor(count_dims, 2, ACL_INT32, NULL, 0, 2, count_dims, 2, number),
+                         aclCreateTensor(dims, 2, ACL_INT8, NULL, 0, 2, dims, 2, data), aclCreateTensor(&four, 1, ACL_FLOAT, NULL, 0, 2, &four, 1, data),
+                         aclCreateTensor(&four, 1, ACL_INT32, NULL, 32, 2, &four, 1, data), aclCreateTensor(&one, 1, ACL_INT32, NULL, 64, 2, &one, 1, data)};
+    for (size_t i = 0; i < 2; i++) {
+        uint64_t workspace;
+        executor *call = NULL;
+        CHECK(aclnnMoeReRoutingGetWorkspaceSize(bad[i], rest[0], NULL, 1, 0, rest[1], rest[2], rest[3], rest[4], &workspace, &call) == ACL_SUCCESS);
+        CHECK(aclnnMoeReRouting(NULL, 0, call, NULL) == (i == 0 ? ACLNN_ERROR_INVALID : ACL_ERROR_INVALID_PARAM));
+        aclDestroyTensor(bad[i]);
+    }
+    for (size_t i = 0; i < 5; i++)
+        aclDestroyTensor(rest[i]);
+    CHECK(aclrtFree(data) == ACL_SUCCESS && aclrtFree(number) == ACL_SUCCESS);
+}
+
+/* ---- several threads, on streams and events of their own and on shared ones ---- */
+
+enum { THREADS = 4, ROUNDS = 100 };
+static aclrtStream shared_stream;
+static aclrtEvent shared_event;
+
+static void *work(void *argument)
+{
+    const unsigned char mark = *(const unsigned char *)argument;
+    aclrtStream own = NULL;
+    aclrtEvent event = NULL;
+    int32_t status = 0;
+    float milliseconds = 0;
+    size_t free_bytes = 0, total = 0;
+    CHECK(aclrtSetDevice(0) == ACL_SUCCESS && aclrtCreateStream(&own) == ACL_SUCCESS);
+    for (int round = 0; round < ROUNDS; round++) {
+        unsigned char values[64], back[64];
+        memset(values, mark + round, sizeof values);
+        void *memory = on_device(NULL, sizeof values);
+        CHECK(aclrtMemcpyAsync(memory, sizeof values, values, sizeof values, HOST_TO_DEVICE, round % 2 ? own : shared_stream) == ACL_SUCCESS);
+        CHECK(aclrtCreateEvent(&event) == ACL_SUCCESS && aclrtRecordEvent(event, own) == ACL_SUCCESS);
+        CHECK(aclrtRecordEvent(shared_event, own) == ACL_SUCCESS && aclrtStreamWaitEvent(own, shared_event) == ACL_SUCCESS);
+        CHECK(aclrtStreamWaitEvent(shared_stream, event) == ACL_SUCCESS && aclrtQueryEventStatus(shared_event, &status) == ACL_SUCCESS);
+        CHECK(aclrtEventElapsedTime(&milliseconds, event, shared_event) == ACL_SUCCESS);
+        CHECK(moe_sim_delay_stream(shared_stream, 1000) && aclrtStreamQuery(shared_stream, &status) == ACL_SUCCESS);
+        CHECK(moe_sim_set_pending_error(0, 507015, "of a thread"));
+        aclError error = aclrtSynchronizeStreamWithTimeout(own, -1); /* another thread may have taken the fault back */
+        CHECK(error == 507015 || error == ACL_SUCCESS);
+        CHECK(moe_sim_set_pending_error(0, ACL_SUCCESS, ""));
+        error = aclrtSynchronizeEvent(shared_event);
+        CHECK(error == 507015 || error == ACL_SUCCESS);
+        CHECK(aclrtMemcpy(back, sizeof back, memory, sizeof back, DEVICE_TO_HOST) == ACL_SUCCESS && memcmp(values, back, sizeof back) == 0);
+        CHECK(aclrtGetMemInfo(1, &free_bytes, &total) == ACL_SUCCESS && free_bytes < total);
+        CHECK(aclrtDestroyEvent(event) == ACL_SUCCESS && aclrtFree(memory) == ACL_SUCCESS);
+        sim_not_modelled("aclOfSomeThread");
+    }
+    CHECK(aclrtDestroyStream(own) == ACL_SUCCESS);
+    return NULL;
+}
+
+static void *launch(void *argument)
+{
+    static const int32_t good[] = {1, 2, 0, 2, 0, 2}, bad[] = {1, 2, 0, 2, 0, 1};
+    (void)argument;
+    CHECK(aclrtSetDevice(0) == ACL_SUCCESS);
+    for (int round = 0; round < ROUNDS; round++)
+        CHECK((route(round % 4 ? good : bad, round % 2 ? 8 : HIDDEN, true, true) == ACL_SUCCESS) == (round % 4 != 0));
+    return NULL;
+}
+
+static void threads(void)
+{
+    pthread_t all[2 * THREADS];
+    unsigned char marks[THREADS];
+    size_t free_before = 0, free_after = 0, total = 0;
+    CHECK(aclrtGetMemInfo(1, &free_before, &total) == ACL_SUCCESS);
+    CHECK(aclrtCreateStream(&shared_stream) == ACL_SUCCESS && aclrtCreateEvent(&shared_event) == ACL_SUCCESS);
+    for (size_t i = 0; i < THREADS; i++) {
+        marks[i] = (unsigned char)(50 * i);
+        CHECK(pthread_create(&all[2 * i], NULL, work, &marks[i]) == 0 && pthread_create(&all[2 * i + 1], NULL, launch, NULL) == 0);
+    }
+    for (size_t i = 0; i < 2 * THREADS; i++)
+        CHECK(pthread_join(all[i], NULL) == 0);
+    CHECK(moe_sim_set_pending_error(0, ACL_SUCCESS, "") && aclrtSynchronizeDevice() == ACL_SUCCESS);
+    CHECK(aclrtDestroyStream(shared_stream) == ACL_SUCCESS && aclrtDestroyEvent(shared_event) == ACL_SUCCESS);
+    CHECK(aclrtGetMemInfo(1, &free_after, &total) == ACL_SUCCESS && free_after == free_before);
+}
+
 int main(void)
 {
     const int32_t good[] = {1, 2, 0, 2, 0, 2}, short_sum[] = {1, 2, 0, 2, 0, 1}, long_sum[] = {1, 2, 0, 2, 0, 3}, negative[] = {1, 2, -1, 2, 0, 2};
@@ -228,6 +388,10 @@ int main(void)
     CHECK(route(long_sum, HIDDEN, true, true) != ACL_SUCCESS);
     CHECK(route(negative, HIDDEN, true, true) != ACL_SUCCESS);
     CHECK(strstr(aclGetRecentErrMsg(), "expert_token_num_per_rank[0, 2] must not be negative, got -1") != NULL);
+    stale_handles();
+    virtual_memory();
+    bad_views();
+    threads();
     puts("ok");
     return 0;
 }
