@@ -25,7 +25,9 @@ from moe_graph.product import Unsupported, current_product, unsupported
 # The named tuple serves GE tensors as well: only the names matter.
 _Outputs = contract.MoeReRoutingOutput
 
-# Members of torchair's DataType, by name: a torchair that lacks them comes with a torch_npu that has no tokens_dtype.
+# Members of torchair's DataType, by name, for an older torchair may lack them. E8M0: of 2.1 to 2.6.
+_E8M0 = "DT_FLOAT8_E8M0"
+# A torchair that lacks these comes with a torch_npu that has no tokens_dtype.
 _TOKENS_TYPES = {
     contract.HIFLOAT8: "DT_HIFLOAT8",
     contract.FLOAT4_E2M1: "DT_FLOAT4_E2M1",
@@ -61,14 +63,15 @@ def convert_moe_re_routing(
     fits = product.fits(tokens.meta.shape[1] * (1 if carrier is None else carrier.ratio))
 
     # The rows that the kernel cannot move are gathered, and for that its index must be the gather index.
-    node_idx_type = contract.GATHER if lacks.scatter or lacks.scales or not fits else idx_type
-    node_scales = None if lacks.scales else per_token_scales
+    gathered = lacks.scales or (_are_e8m0_bytes(per_token_scales) and not hasattr(DataType, _E8M0))
+    node_idx_type = contract.GATHER if lacks.scatter or gathered or not fits else idx_type
+    node_scales = None if gathered else per_token_scales
     if fits:
         outputs = _re_routing(tokens, carrier, expert_token_num_per_rank, node_scales, node_idx_type)
     else:
         outputs = _small_re_routing(tokens, expert_token_num_per_rank, node_scales)
         outputs = outputs._replace(permute_tokens=ge_helpers.take_rows(tokens, outputs.permute_token_idx))
-    if lacks.scales:
+    if gathered:
         scales = ge_helpers.take_rows(per_token_scales, outputs.permute_token_idx)
         outputs = outputs._replace(permute_per_token_scales=scales)
     if idx_type != node_idx_type:
@@ -115,11 +118,16 @@ def _small_re_routing(tokens: Tensor, counts: Tensor, scales: Tensor | None = No
     return _node(small, counts, scales, contract.GATHER)
 
 
+def _are_e8m0_bytes(scales: Tensor | None) -> bool:
+    """float8_e8m0 scales stored as uint8."""
+    return scales is not None and scales.meta.dtype == torch.uint8
+
+
 def _node(tokens: Tensor, counts: Tensor, scales: Tensor | None, idx_type: int) -> _Outputs:
     """The MoeReRouting node itself, in count mode, its output descriptors carrying the dtypes of its inputs."""
     node_scales = scales
-    if scales is not None and scales.meta.dtype == torch.uint8:  # float8_e8m0 stored as bytes
-        node_scales = ge_helpers.bitcast(scales, DataType.DT_FLOAT8_E8M0)
+    if _are_e8m0_bytes(scales):
+        node_scales = ge_helpers.bitcast(scales, getattr(DataType, _E8M0))
     outputs = _Outputs(
         *ge.MoeReRouting(tokens, counts, node_scales, expert_token_num_type=contract.COUNT, idx_type=idx_type)
     )

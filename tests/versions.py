@@ -29,6 +29,12 @@ def need_argument(operator: torch._ops.OpOverload, name: str) -> None:
         pytest.skip(f"this torch_npu's {operator} has no {name}")
 
 
+def need_float8() -> None:
+    """Skip this test where torch_npu takes no float8 tensors to the device (up to 2.6)."""
+    if compat.TORCH < (2, 7):
+        pytest.skip("this torch_npu has no float8 on the device")
+
+
 def need_tokens_dtype() -> None:
     """Skip this test where the operator is a torch_npu's that has no tokens_dtype (2.1, 2.5, 2.6, 2.8)."""
     need_argument(torch.ops.npu.npu_moe_re_routing.default, "tokens_dtype")

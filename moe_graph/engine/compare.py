@@ -205,6 +205,8 @@ def _backend(torchair: Any, config: Any, report: Report, tolerances: tuple) -> C
         return call
 
     def backend(graph_module: torch.fx.GraphModule, inputs: list) -> Callable:
+        if not hasattr(npu_fx_compiler, "_get_merged_decompositions"):
+            raise NotImplementedError("comparing a graph with FX needs the torchair of torch_npu 2.7 or newer")
         decompositions = npu_fx_compiler._get_merged_decompositions(config)
         return npu_fx_compiler._compile_graph_with_aot(graph_module, compile_and_watch, inputs, config, decompositions)
 

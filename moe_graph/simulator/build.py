@@ -52,9 +52,12 @@ def wheel_folder() -> Path:
 def ensure_built() -> list[Path]:
     """The libraries to load, in this order; compiled if the cache has none for this wheel, these sources and this CC.
 
-    Safe when several processes start at once. Raises SimulatorError if the wheel, pyelftools or a compiler is missing, or the
+    Once they are loaded they are this process's, whatever has changed since: a build here and now would find each symbol in them, and
+    leave it out. Safe when several processes start at once. Raises SimulatorError if the wheel, pyelftools or a compiler is missing, or the
     compiler fails.
     """
+    if _loaded:
+        return _loaded
     wheel = wheel_folder()
     base = cache_folder() / "simulator"
     folder = base / _digest(wheel)
@@ -70,6 +73,14 @@ def ensure_built() -> list[Path]:
                 f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
             ) from error
     return _libraries(folder)
+
+
+_loaded: list[Path] = []
+
+
+def mark_loaded(libraries: list[Path]) -> None:
+    """Say that this process has loaded the libraries."""
+    _loaded.extend(libraries)
 
 
 def _libraries(folder: Path) -> list[Path]:

@@ -51,7 +51,9 @@ def start() -> bool:
 
         if "torch_npu" in sys.modules:
             raise SimulatorError("torch_npu is loaded already: start the simulated device before it is imported")
-        libraries = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in build.ensure_built()]
+        paths = build.ensure_built()
+        libraries = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in paths]
+        build.mark_loaded(paths)
         # torchair's extension module is linked against the whole of GE: the stand-in must be there before torchair is imported.
         from moe_graph.simulator import torchair_core
 

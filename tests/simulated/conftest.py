@@ -4,7 +4,27 @@ import pytest
 import torch
 
 import moe_graph
-from moe_graph import engine
+from moe_graph import compat, engine
+
+# Before torch 2.7 the simulated device is exercised with the operator itself, eager and in graph mode. Older torch_npu and torchair lack
+# operators, arguments and dtypes that the other tests use, or ask CANN's folders for what they can.
+_OF_THE_OPERATOR = {
+    "test_device",
+    "test_device_graph",
+    "test_graph_mode",
+    "test_kernel_moe_re_routing",
+    "test_kernel_product",
+    "test_registration",
+    "test_trace",
+}
+
+
+def pytest_collection_modifyitems(items):
+    if compat.TORCH >= (2, 7):
+        return
+    for item in items:
+        if item.path.stem not in _OF_THE_OPERATOR:
+            item.add_marker(pytest.mark.skip(reason="exercised from torch 2.7 on"))
 
 
 @pytest.fixture

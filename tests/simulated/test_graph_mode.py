@@ -15,7 +15,7 @@ import moe_graph
 import reference
 from moe_graph import contract
 from moe_graph.engine import GraphError, KernelError, registry
-from versions import need_tokens_dtype, need_torch
+from versions import need_float8, need_tokens_dtype, need_torch
 
 
 def backend(**dump):
@@ -89,6 +89,18 @@ def test_dumps(lowered, kind, tmp_path):
 
 # What of the call the kernel lacks -> (product, tokens' shape and dtype, arguments,
 # types of the composed graph beside Data, Const, NetOutput)
+FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)
+
+
+def describes(dtype):
+    """Does torchair describe tensors of the dtype to GE?"""
+    try:
+        ge_graph._ge_dtype_to_ge_proto_dtype(ge_graph.torch_type_to_ge_type(dtype))
+    except (RuntimeError, ValueError):
+        return False
+    return dtype != FLOAT4
+
+
 COMPOSED = {
     "cumsum": ("A2", (20, 8), torch.int8, dict(expert_token_num_type=0), ["Cumsum", "MoeReRouting"]),
     "scatter": ("A2", (20, 8), torch.int8, dict(idx_type=1), ["Fill", "MoeReRouting", "MoeReRouting", "Transpose"]),
@@ -155,6 +167,8 @@ def test_composed_lowering(lowered, product, case, dynamic):
     product(name)
     if "tokens_dtype" in arguments:
         need_tokens_dtype()
+    if not describes(dtype) or "e8m0" in case or "float8" in case:
+        need_float8()
     arguments = dict(arguments)
     scales = arguments.pop("scales", None)
     if scales is not None:
@@ -172,17 +186,6 @@ def test_composed_lowering(lowered, product, case, dynamic):
 
 
 # torchair cannot describe float4_e2m1fn_x2 (see test_float4_tokens_are_refused).
-FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)
-
-
-def describes(dtype):
-    """Does torchair describe tensors of the dtype to GE?"""
-    try:
-        ge_graph._ge_dtype_to_ge_proto_dtype(ge_graph.torch_type_to_ge_type(dtype))
-    except (RuntimeError, ValueError):
-        return False
-    return dtype != FLOAT4
-
 
 GRAPH_DTYPES = [dtype for dtype in cases.ALL_DTYPES if describes(dtype)]
 

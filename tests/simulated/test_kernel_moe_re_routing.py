@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cases import make, make_counts, make_scales
 from moe_graph import simulator
 from reference import assert_matches
-from versions import need_tokens_dtype
+from versions import need_float8, need_tokens_dtype
 
 EVERYWHERE = [torch.float16, torch.bfloat16, torch.int8]
 SOC = "MOE_GRAPH_SIM_SOC"
@@ -54,6 +54,7 @@ def test_matches_the_reference(soc, ranks, experts, count, hidden, dtype, counts
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("idx_type", [0, 1])
 def test_what_ascend_950_adds(ascend_950, dtype, idx_type):
+    need_float8()
     tokens, counts = make((50, 12), dtype), make_counts(3, 5, 50)
     for kind in ("A,S", "A,K/64,2", "A"):
         scales = make_scales(50, kind)
@@ -76,6 +77,7 @@ def test_tokens_stored_as_bytes(ascend_950, tokens_dtype, operand):
 
 
 def test_scales_stored_as_bytes(ascend_950):
+    need_float8()
     tokens, counts, scales = make((20, 4), torch.float8_e5m2), make_counts(2, 3, 20), make((20, 2, 2), torch.uint8)
     assert_matches(re_route(tokens, counts, scales), tokens, counts, scales)
     assert simulator.kernel_calls()[-1].per_token_scales.dtype == "FLOAT8_E8M0"
@@ -216,6 +218,8 @@ def test_limits_of_a2_and_a3(monkeypatch, product, case):
     tokens, counts, arguments, message = ON_A2_AND_A3[case]
     if "tokens_dtype" in arguments:
         need_tokens_dtype()
+    if tokens.dtype == FP8.dtype:
+        need_float8()
     with pytest.raises(RuntimeError, match=message):
         re_route(tokens, counts, **arguments)
 
