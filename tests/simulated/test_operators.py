@@ -64,6 +64,7 @@ def test_every_operator_of_aten_that_torch_npu_registers_is_served():
         "aten::to_padded_tensor",
         "aten::_scaled_grouped_mm",
         "aten::_scaled_grouped_mm_v2",
+        "aten::_scaled_mm",
         "aten::_scaled_mm_v2",
         "aten::_thnn_fused_gru_cell",
     }
