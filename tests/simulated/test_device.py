@@ -8,6 +8,7 @@ import torch
 import torch_npu  # noqa: F401
 
 from moe_graph import compat, simulator
+from versions import need_torch
 
 
 def test_the_real_torch_npu_finds_the_device():
@@ -105,6 +106,7 @@ def test_what_computes_and_is_not_modelled_names_itself():
 
 
 def test_a_group_of_one_communicates():
+    need_torch(2, 6)
     torch.distributed.init_process_group("hccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         tensor = torch.ones(2, device="npu")
