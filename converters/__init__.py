@@ -67,7 +67,7 @@ def current() -> Callable | None:
     return getattr(contract.operator(), _ATTRIBUTE, None)
 
 
-def is_ours(converter: Callable | None) -> bool:
+def is_ours(converter: object) -> bool:
     """Is this a converter of this package?"""
     return getattr(converter, "__module__", "").startswith("moe_graph.")
 

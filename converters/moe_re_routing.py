@@ -13,6 +13,8 @@ A small re-routing moves one int8 per token instead of the tokens; only its inde
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair.ge._ge_graph import DataType, Tensor
@@ -49,7 +51,7 @@ def convert_moe_re_routing(
     Raises ValueError as `moe_graph.validation.check_arguments` does, and for tokens of torch.float4_e2m1fn_x2: torchair describes those to
     GE with half of their elements.
     """
-    attributes = dict(
+    attributes: dict[str, Any] = dict(
         per_token_scales=None if per_token_scales is None else per_token_scales.meta,
         expert_token_num_type=expert_token_num_type,
         idx_type=idx_type,
@@ -79,7 +81,7 @@ def convert_moe_re_routing(
         outputs = outputs._replace(permute_token_idx=inverse.permute_token_idx)
     if lacks.cumsum:
         outputs = outputs._replace(expert_token_num=ge_helpers.inclusive_sum(outputs.expert_token_num))
-    return tuple(outputs)
+    return outputs
 
 
 def _check_described_whole(tokens: torch.Tensor) -> None:
@@ -125,10 +127,10 @@ def _are_e8m0_bytes(scales: Tensor | None) -> bool:
 
 def _node(tokens: Tensor, counts: Tensor, scales: Tensor | None, idx_type: int) -> _Outputs:
     """The MoeReRouting node itself, in count mode, its output descriptors carrying the dtypes of its inputs."""
-    node_scales = scales
+    node_scales: Any = scales
     if _are_e8m0_bytes(scales):
         node_scales = ge_helpers.bitcast(scales, getattr(DataType, _E8M0))
-    outputs = _Outputs(
+    outputs: Any = _Outputs(
         *ge.MoeReRouting(tokens, counts, node_scales, expert_token_num_type=contract.COUNT, idx_type=idx_type)
     )
     outputs.permute_tokens.desc.dtype = tokens.desc.dtype

@@ -45,12 +45,10 @@ class _ReRouting(torch.autograd.Function):
         (counts,) = ctx.saved_tensors
         if grad_tokens is None and grad_scales is None:
             return None, None, None, None
-        # Without a gradient for the tokens the scales still need tokens to travel with: one byte a row.
-        moved = (
-            grad_tokens
-            if grad_tokens is not None
-            else grad_scales.new_zeros((grad_scales.shape[0], 1), dtype=torch.int8)
-        )
+        moved = grad_tokens
+        if moved is None:  # the scales still need tokens to travel with: one byte a row
+            assert grad_scales is not None
+            moved = grad_scales.new_zeros((grad_scales.shape[0], 1), dtype=torch.int8)
         moved, moved_scales = un_route(moved, counts, grad_scales)
         return moved if grad_tokens is not None else None, None, moved_scales if grad_scales is not None else None, None
 

@@ -41,7 +41,9 @@ def check_buffers(
     inputs = {"tokens": tokens, "expert_token_num_per_rank": expert_token_num_per_rank}
     if arguments.get("per_token_scales") is not None:
         inputs["per_token_scales"] = arguments["per_token_scales"]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs.values(), *[x for x in out if _is_tensor(x)])):
+    if torch.is_grad_enabled() and any(
+        x.requires_grad for x in (*inputs.values(), *[x for x in out if x is not None and _is_tensor(x)])
+    ):
         raise ValueError(
             f"{contract.NAME}: out= does not support automatic differentiation, but a tensor requires grad"
         )

@@ -90,6 +90,6 @@ def group_name(group: ProcessGroup) -> str:
 def is_compiling() -> bool:
     """Is the caller being traced by torch.compile or torch.export?"""
     compiler = getattr(torch, "compiler", None)
-    if hasattr(compiler, "is_compiling"):
+    if compiler is not None and hasattr(compiler, "is_compiling"):
         return compiler.is_compiling()
     return torch._dynamo.is_compiling()

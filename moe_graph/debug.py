@@ -55,8 +55,8 @@ def first_difference(kernel: MoeReRoutingOutput, expected: MoeReRoutingOutput) -
     """The first difference between two sets of outputs, bit by bit, in the order of the outputs; None if there is none."""
     for name, a, b in zip(MoeReRoutingOutput._fields, kernel, expected):
         if a.shape != b.shape or a.dtype != b.dtype:
-            shapes = [f"{x.dtype} {tuple(x.shape)}" for x in (a, b)]
-            return Difference(name, None, *shapes, max(a.numel(), b.numel()))
+            ours, theirs = (f"{x.dtype} {tuple(x.shape)}" for x in (a, b))
+            return Difference(name, None, ours, theirs, max(a.numel(), b.numel()))
         a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
         if not a.numel():
             continue
@@ -67,7 +67,7 @@ def first_difference(kernel: MoeReRoutingOutput, expected: MoeReRoutingOutput) -
         if differs.any():
             flat = int(differs.nonzero()[0])
             position = tuple(int(i) for i in numpy.unravel_index(flat, tuple(a.shape)))
-            return Difference(name, position, *(_value(x, flat) for x in (a, b)), int(differs.sum()))
+            return Difference(name, position, _value(a, flat), _value(b, flat), int(differs.sum()))
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ def moe_re_routing(
         ValueError: bad shape, dtype, device or attribute; on CPU tensors (elsewhere see `moe_graph.check_devices`) also a negative count or
             counts that do not sum to A. Nothing has been written then.
     """
-    arguments = dict(per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type)
+    arguments: dict[str, Any] = dict(
+        per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type
+    )
     if tokens_dtype is not None:  # passed on only then: older schemas lack it
         if not compat.is_compiling() and not compat.has_argument(contract.operator(), "tokens_dtype"):
             raise ValueError(f"{contract.NAME}: tokens_dtype must be None with this torch_npu, got {tokens_dtype}")

@@ -32,7 +32,9 @@ class _AroundLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         # The module sees its own loader, as without the hook.
-        module.__loader__ = module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        assert module.__spec__ is not None
+        module.__spec__.loader = self._loader
         with self._around():
             self._loader.exec_module(module)
 

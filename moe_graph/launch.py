@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,9 +105,10 @@ def _start(quiet: bool) -> bool:
     if simulator.is_active() and not quiet:
         import torch
 
-        count = torch.npu.device_count()
+        npu: Any = vars(torch)["npu"]  # added to torch by torch_npu
+        count = npu.device_count()
         print(
-            f"moe_graph: simulated {torch.npu.get_device_name()} ({simulator.soc()}), {count} device{'s' * (count != 1)}; "
+            f"moe_graph: simulated {npu.get_device_name()} ({simulator.soc()}), {count} device{'s' * (count != 1)}; "
             "results are computed on the CPU, times mean nothing",
             file=sys.stderr,
         )

@@ -36,7 +36,7 @@ def un_routing(graph_module: GraphModule, example_inputs: Any = None, config: An
     `graph_module` is changed in place; `example_inputs` and `config` are torchair's and not used.
     """
     found = [(node, *matched) for node in graph_module.graph.nodes for matched in _ways_back(node)]
-    transposed: dict[Node, Node] = {}
+    transposed: dict[Any, Node] = {}
     for node, rows, routing in found:
         with graph_module.graph.inserting_before(node):
             counts = routing.args[1]
@@ -51,7 +51,7 @@ def un_routing(graph_module: GraphModule, example_inputs: Any = None, config: An
         graph_module.recompile()
 
 
-def _ways_back(node: Node) -> Iterator[tuple[Node, Node]]:
+def _ways_back(node: Any) -> Iterator[tuple[Node, Node]]:
     """If `node` is a way back by a sort: the rows it takes, and the routing that it undoes."""
     if node.target is aten.index_select.default:
         rows, dim, index = node.args
@@ -108,18 +108,18 @@ def _before_casts(node: Any) -> Any:
 
 
 def _name(node: Node) -> str:
-    return node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    return str(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def _is_output(node: Any, position: int) -> bool:
-    return isinstance(node, Node) and node.target is operator.getitem and node.args[1] == position
+    return isinstance(node, Node) and node.target is operator.getitem and bool(node.args[1] == position)
 
 
 def _argument(node: Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _same_rows(rows: Node, tokens: Node) -> bool:
+def _same_rows(rows: Node, tokens: Any) -> bool:
     """Is `rows` a matrix with as many rows as the tokens, by what is known without a new guard?"""
     ours, theirs = rows.meta["val"], tokens.meta["val"]
     if ours.dim() != 2:

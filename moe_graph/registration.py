@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch.library import Library
 
-from moe_graph import autograd, compat, contract, converters, fallback, family, import_hooks
+from moe_graph import autograd, compat, contract, fallback, family, import_hooks
+from moe_graph.converters import TORCHAIR_MODULES, install_if_loaded, uninstall
 from moe_graph.family.declaration import is_defined
 from moe_graph.meta import fake_re_routing
 
@@ -49,17 +50,17 @@ def register() -> None:
     with _lock:
         _register_kernels()
         import_hooks.around_import("torch_npu", _while_torch_npu_loads)
-        for name in converters.TORCHAIR_MODULES:
+        for name in TORCHAIR_MODULES:
             import_hooks.around_import(name, _while_torchair_loads)
-        converters.install_if_loaded()
+        install_if_loaded()
 
 
 def unregister() -> None:
     """Take every registration back. torch_npu and torchair are left as they would be without this package."""
     with _lock:
-        for name in ("torch_npu", *converters.TORCHAIR_MODULES):
+        for name in ("torch_npu", *TORCHAIR_MODULES):
             import_hooks.remove_hook(name)
-        converters.uninstall()
+        uninstall()
         _unregister_kernels()
 
 
@@ -100,18 +101,18 @@ def _unregister_kernels() -> None:
 def _while_torch_npu_loads() -> Iterator[None]:
     """torch_npu defines the operator itself and would fail on ours: step aside, and come back also if its import fails."""
     with _lock:
-        converters.uninstall()  # it sits on the operator that goes
+        uninstall()  # it sits on the operator that goes
         _unregister_kernels()
     try:
         yield
     finally:
         with _lock:
             _register_kernels()
-            converters.install_if_loaded()
+            install_if_loaded()
 
 
 @contextmanager
 def _while_torchair_loads() -> Iterator[None]:
     yield
     with _lock:
-        converters.install_if_loaded()
+        install_if_loaded()

@@ -151,7 +151,7 @@ def lower(
             )
             result.expected.append(reference(*arguments))
         torch._dynamo.reset()
-        on_npu = copy.deepcopy(model).npu() if isinstance(model, torch.nn.Module) else model
+        on_npu = copy.deepcopy(model).to("npu") if isinstance(model, torch.nn.Module) else model
         backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig() if config is None else config)
         compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
         with _recorded(result.graphs):

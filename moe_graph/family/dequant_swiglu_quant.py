@@ -89,10 +89,9 @@ def _check_modes(x: Tensor, options: Options) -> None:
         for name in ("quant_scale", "quant_offset"):
             if getattr(options, name) is None:
                 _check.refuse(name, "given with quant_mode 0", None)
-        if options.quant_scale.shape != options.quant_offset.shape:
-            _check.refuse(
-                "quant_offset", f"of quant_scale's shape {tuple(options.quant_scale.shape)}", options.quant_offset.shape
-            )
+        scale, offset = options.quant_scale, options.quant_offset
+        if scale is not None and offset is not None and scale.shape != offset.shape:
+            _check.refuse("quant_offset", f"of quant_scale's shape {tuple(scale.shape)}", offset.shape)
     if options.dst_type is not None and dtypes.from_number(options.dst_type) != torch.int8:
         _check.refuse("dst_type", "torch.int8 (no other type has a fallback)", dtypes.name(options.dst_type))
     if options.round_mode not in (None, 0):
@@ -165,10 +164,12 @@ def dequant_swiglu_quant(x: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
     if options.quant_mode == DYNAMIC:
         y, scale = dynamic_int8(values if scales is None else values * scales)
     else:
-        values = torch.round(values / scales + _of_rows(options.quant_offset, group, options))
+        offsets = _of_rows(options.quant_offset, group, options)
+        assert scales is not None and offsets is not None
+        values = torch.round(values / scales + offsets)
         y, scale = values.clamp(INT8_MIN, INT8_MAX).to(torch.int8), values.new_zeros((len(rows), 1))
-    if group is not None:
-        beyond = (group == len(options.group_index)).unsqueeze(1)  # type: ignore[arg-type]
+    if group is not None and options.group_index is not None:
+        beyond = group.eq(len(options.group_index)).unsqueeze(1)
         y, scale = y.masked_fill(beyond, 0), scale.masked_fill(beyond, 0)
     return y.view(*x.shape[:-1], y.shape[-1]), scale.view(x.shape[:-1])
 
@@ -186,7 +187,7 @@ def _of_rows(tensor: Tensor | None, group: Tensor | None, options: Options) -> T
     if tensor is None:
         return None
     tensor = tensor.float()
-    if group is None or len(options.group_index) == 1:  # type: ignore[arg-type]
+    if group is None or options.group_index is None or len(options.group_index) == 1:
         return tensor
     of_group = tensor if tensor.dim() == 2 else tensor.unsqueeze(1)
     return of_group.index_select(0, group.clamp_max(len(tensor) - 1))
@@ -198,7 +199,9 @@ def _dequantized(rows: Tensor, group: Tensor | None, options: Options) -> Tensor
     bias = options.bias
     if bias is not None and bias.dtype == torch.int32:
         rows, bias = rows + bias, None
-    values = rows.float() * _of_rows(options.weight_scale, group, options)
+    weight_scale = _of_rows(options.weight_scale, group, options)
+    assert weight_scale is not None  # checked: it is given for int32 x
+    values = rows.float() * weight_scale
     if options.activation_scale is not None:
         values = values * options.activation_scale.reshape(len(rows), 1)
     return values if bias is None else values + bias.float()

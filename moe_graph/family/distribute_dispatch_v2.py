@@ -122,9 +122,9 @@ def _empty_outputs(x: Tensor, expert_ids: Tensor, layout: Layout, options: Optio
     (tokens, hidden), k = x.shape, expert_ids.shape[1]
     rows, local = layout.max_rows(tokens, options.global_bs, k), layout.slots_of(layout.rank)
     assist = max(tokens * k, rows * ASSIST_WIDTH)
-    counts, weights = layout.ranks * local, 0
+    counts = layout.ranks * local
+    weights = 0 if options.expert_scales is None else rows
     if options.expert_scales is not None:
-        weights = rows
         counts += (options.global_bs or tokens * layout.ranks) * 2 * k * (layout.ranks // _SERVER_RANKS)
     return (
         make((rows, hidden), dtype=torch.int8 if options.quant_mode == DYNAMIC else x.dtype),

@@ -47,5 +47,7 @@ def to_number(dtype: torch.dtype) -> int:
 
 def name(number: int | torch.dtype) -> str:
     """The number for an error message: "torch_npu.hifloat8 (290)"."""
-    known = from_number(number) or _OTHERS.get(number)  # type: ignore[call-overload]
-    return str(number) if known is None or isinstance(number, torch.dtype) else f"{known} ({number})"
+    if isinstance(number, torch.dtype):
+        return str(number)
+    known = from_number(number) or _OTHERS.get(number)
+    return str(number) if known is None else f"{known} ({number})"

@@ -121,7 +121,8 @@ def finalize_routing(
     missing = rows.shape[0] - 1
     values = rows[torch.where(index < 0, missing, index.long())].float()  # [N, K, H]
     if bias is not None:
-        values = values + bias.float()[experts.long()]  # type: ignore[union-attr]  checked: it is given with bias
+        assert experts is not None  # checked: it is given with bias
+        values = values + bias.float()[experts.long()]
     if scales is not None:
         values = values * scales.float().unsqueeze(-1)
     result = values.sum(1)

@@ -47,12 +47,13 @@ def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list
     if form.axis is Axis.COLUMNS:
         rows, width = x[0].shape[0], weight[0].shape[-1]
         if form.joined:
-            return [x[0].new_empty((options.group_list.shape[0], rows, width), dtype=form.dtype)]
+            return [x[0].new_empty((_listed(options).shape[0], rows, width), dtype=form.dtype)]
         return [x[0].new_empty((rows, matrix.shape[-1]), dtype=form.dtype) for matrix in weight]
     if form.joined:
         total = sum(matrix.shape[0] for matrix in x)
         return [x[0].new_empty((total, weight[0].shape[-1]), dtype=form.dtype)]
     if form.axis is Axis.ROWS:  # one x and a group_list of integers
+        assert options.group_list is not None
         sizes = [stop - start for start, stop in _between([0, *options.group_list])]
         shapes = [(size, matrix.shape[-1]) for size, matrix in zip(sizes, weight)]
         return [x[0].new_empty(shape, dtype=form.dtype) for shape in shapes]
@@ -110,7 +111,7 @@ def _by_columns(x: Tensor, weight: Sequence[Tensor], form: Form, options: Option
         for part, matrix, output in zip(parts, weight, outputs):
             _multiply(part, matrix, output)
         return outputs
-    groups = options.group_list.shape[0]
+    groups = _listed(options).shape[0]
     output = x.new_zeros((groups, len(x), weight[0].shape[-1]))
     for start, stop, index in _segments(options, x.shape[1], groups):
         if stop > start:
@@ -118,13 +119,19 @@ def _by_columns(x: Tensor, weight: Sequence[Tensor], form: Form, options: Option
     return [output]
 
 
-def _segments(options: Options, total: int, groups: int) -> Iterator[tuple[int, int, int]]:
+def _listed(options: Options) -> Tensor:
+    """group_list of a call that takes it as a tensor only, which has been checked."""
+    assert isinstance(options.group_list, Tensor)
+    return options.group_list
+
+
+def _segments(options: Options, total: int, groups: Any) -> Iterator[tuple[int, int, int]]:
     """(start, stop, group) of each product along the grouped dimension of `total` elements, empty ones too."""
     listed = options.group_list
-    values = listed.tolist() if isinstance(listed, Tensor) else list(listed)  # type: ignore[arg-type]
-    order = range(groups)
+    values: list[Any] = listed.tolist() if isinstance(listed, Tensor) else list(listed or ())
+    order: Sequence[int] = range(groups)
     if options.group_list_type == KEY_VALUE:
-        order, sizes = [key for key, _ in values], [size for _, size in values]  # type: ignore[assignment]
+        order, sizes = [key for key, _ in values], [size for _, size in values]
         used = [key for key, size in values if size]
         if len(set(used)) != len(used) or any(not 0 <= key < groups for key in used):
             check.refuse("group_list", f"pairs with different groups from 0 to {groups - 1}", values)
@@ -147,7 +154,7 @@ def _running(sizes: Sequence[int]) -> list[int]:
 
 
 def _between(bounds: Sequence[int]) -> Iterator[tuple[int, int]]:
-    return zip(bounds, bounds[1:])  # type: ignore[return-value]
+    return zip(bounds, bounds[1:])
 
 
 def _product(

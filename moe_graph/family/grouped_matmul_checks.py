@@ -117,7 +117,7 @@ def _form(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> tu
         if joined:
             check.refuse("split_item", "0 or 1 with group_type -1", options.split_item)
         if options.group_list is not None:
-            check.refuse("group_list", "None with group_type -1", f"shape {tuple(options.group_list.shape)}")
+            check.refuse("group_list", "None with group_type -1", options.group_list)
         return Axis.NONE, False, False
     if options.group_type == 0:
         if not joined:

@@ -143,8 +143,8 @@ def _gradient_of_bias(
     """The sum of each group's rows."""
     groups = biases[0][0][0] if form.stacked else len(biases)
     if not form.joined:
-        sums = [grad.float().flatten(0, -2).sum(0) for grad in grads]
-        return [total.to(dtype) for total, (_, dtype) in zip(sums, biases)]
+        totals = [grad.float().flatten(0, -2).sum(0) for grad in grads]
+        return [total.to(dtype) for total, (_, dtype) in zip(totals, biases)]
     (grad,) = grads
     group = _group_of_rows(x, options, groups, grad)
     width = grad.shape[1]

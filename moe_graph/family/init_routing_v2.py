@@ -128,6 +128,7 @@ def _check_scale(x: Tensor, options: Options) -> None:
         return
     if mode == STATIC:
         for name, tensor in (("scale", scale), ("offset", offset)):
+            assert tensor is not None
             _check.rank(name, tensor, (1,), "[1] with quant_mode 0")
             _check.size(tensor.shape[0] == 1, name, "of shape [1] with quant_mode 0", tensor)
     elif mode == NOT_QUANTIZED:
@@ -148,8 +149,8 @@ def fake(x: Tensor, expert_idx: Tensor, **keywords: Any) -> tuple[Tensor, Tensor
     start, end = options.experts
     total = expert_idx.shape[0] * expert_idx.shape[1]
     if options.drop_pad_mode == DROP_PAD:
-        rows = options.expert_num * options.expert_capacity
-        expanded = (options.expert_num, options.expert_capacity, x.shape[1])
+        rows: int | torch.SymInt = options.expert_num * options.expert_capacity
+        expanded: tuple = (options.expert_num, options.expert_capacity, x.shape[1])
     else:
         rows = _row_count(total, options)
         expanded = (rows, x.shape[1])
@@ -251,6 +252,7 @@ def _expanded(x: Tensor, rows: _Rows, options: Options) -> tuple[Tensor, Tensor]
         # What is the same for all experts is computed once for each token, not K times.
         values, of_token = x, scale if mode == NOT_QUANTIZED else None
         if mode == STATIC:
+            assert scale is not None and options.offset is not None
             values = torch.round(x.float() * scale + options.offset).clamp(INT8_MIN, INT8_MAX).to(torch.int8)
         elif mode == DYNAMIC:
             values, of_token = dynamic_int8(x.float() if scale is None else x.float() * scale)
