@@ -1,4 +1,4 @@
-"""The C of the simulated device under the compiler's sanitizers, driven without Python by simulator_driver.c.
+"""The C of the simulated device under the compiler's sanitizers, driven without Python: call by call, and at random.
 
 AddressSanitizer (with LeakSanitizer) and UndefinedBehaviorSanitizer in one program, ThreadSanitizer in another, as they exclude each
 other. A finding ends the program, so that its output is in the message of the test.
@@ -47,3 +47,11 @@ def test_the_runtime_is_clean(tmp_path, sanitizer):
     program = compiled(tmp_path, HERE / "simulator_driver.c", sanitizer)
     run = subprocess.run([program], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert (run.returncode, run.stdout) == (0, "ok\n"), run.stderr
+
+
+@pytest.mark.slow
+def test_random_calls_of_the_operator_are_clean(tmp_path):
+    """Calls with valid and invalid arguments, each with the status code and the rows its kind must give."""
+    program = compiled(tmp_path, HERE / "simulator_fuzz.c", "address,undefined")
+    run = subprocess.run([program, "50000", "7"], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "50000 rounds\n"), run.stderr
