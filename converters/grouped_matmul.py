@@ -19,8 +19,10 @@ from torchair.ge._ge_graph import DataType, Tensor
 from moe_graph.converters import ge_helpers
 
 
-def convert_grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> Any:
-    """Lower the operator; the keyword arguments are those of either overload."""
+def convert_grouped_matmul(
+    x: Sequence[Tensor], weight: Sequence[Tensor], meta_outputs: Any = None, **keywords: Any
+) -> Any:
+    """Lower the operator; the keyword arguments are those of either overload, `meta_outputs` is as in the re-routing's."""
     from torchair._ge_concrete_graph.ge_converter.custom.grouped_matmul import conveter_npu_npu_grouped_matmul
 
     listed = keywords.get("group_list")

@@ -45,8 +45,11 @@ def convert_moe_re_routing(
     expert_token_num_type: int = contract.COUNT,
     idx_type: int = contract.GATHER,
     tokens_dtype: int | None = None,
+    meta_outputs: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower the operator. Outputs have the shapes and dtypes of the fake implementation; A may be symbolic.
+
+    `meta_outputs` is for the torchair of torch_npu 2.5, which hands the outputs' shapes to later converters only if this one takes it.
 
     Raises ValueError as `moe_graph.validation.check_arguments` does, and for tokens of torch.float4_e2m1fn_x2: torchair describes those to
     GE with half of their elements.

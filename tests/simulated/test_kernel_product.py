@@ -32,6 +32,8 @@ SCALES = {
 }
 if compat.TORCH < (2, 7):  # torch_npu does not take bytes for float8_e8m0 before
     del SCALES["bytes"]
+if compat.TORCH == (2, 5):  # that torch_npu makes the scales' output [A], whatever their rank
+    del SCALES["A,S"], SCALES["A,1,2"]
 if hasattr(torch, "float8_e8m0fnu"):
     SCALES["e8m0"] = SCALES["bytes"].view(torch.float8_e8m0fnu)
     SCALES["flat e8m0"] = torch.zeros(A, dtype=torch.uint8).view(torch.float8_e8m0fnu)
