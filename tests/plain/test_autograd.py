@@ -65,14 +65,16 @@ def test_gradient_is_one_call_of_the_operator():
     assert len(calls) == 2 and torch.equal(calls[1], counts.t())
 
 
-def test_only_scales_need_a_gradient():
+@pytest.mark.parametrize("row", [(), (3,), (2, 2)], ids=str)
+def test_only_scales_need_a_gradient(row):
     counts = cases.make_counts(2, 3, 8)
-    tokens, scales = torch.zeros(8, 5, dtype=torch.int8), torch.randn(8, requires_grad=True)
+    tokens, scales = torch.zeros(8, 5, dtype=torch.int8), torch.randn(8, *row, requires_grad=True)
+    gradient = torch.randn(8, *row)
     outputs = operator(tokens, counts, per_token_scales=scales)
     assert not outputs[0].requires_grad and outputs[1].requires_grad
-    outputs[1].backward(torch.arange(8.0))
+    outputs[1].backward(gradient)
     assert torch.equal(outputs[1].detach(), scales.detach()[outputs[2]])
-    assert torch.equal(scales.grad[outputs[2]], torch.arange(8.0))
+    assert torch.equal(scales.grad[outputs[2]], gradient)
 
 
 def test_what_does_not_require_grad():

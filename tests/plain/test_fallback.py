@@ -11,7 +11,7 @@ from hypothesis import given, settings
 import cases
 import moe_graph
 import reference
-from moe_graph import index
+from moe_graph import compat, index
 
 
 def check(outputs, tokens, counts, arguments):
@@ -47,6 +47,15 @@ def test_tokens_stored_as_uint8(tokens_dtype):
     tokens, counts = cases.make((20, 8), torch.uint8), cases.make_counts(2, 5, 20)
     outputs = moe_graph.moe_re_routing(tokens, counts, tokens_dtype=tokens_dtype)
     reference.assert_matches(outputs, tokens, counts)
+
+
+def test_a_torch_npu_without_tokens_dtype_is_named(monkeypatch):
+    """Several releases' schema lacks it; without it the call is as ever."""
+    monkeypatch.setattr(compat, "has_argument", lambda operator, name: name != "tokens_dtype")
+    tokens, counts = torch.zeros(3, 4, dtype=torch.uint8), cases.make_counts(1, 2, 3)
+    moe_graph.moe_re_routing(tokens, counts)
+    with pytest.raises(ValueError, match="tokens_dtype must be None with this torch_npu, got 290"):
+        moe_graph.moe_re_routing(tokens, counts, tokens_dtype=290)
 
 
 def test_layouts_that_are_not_contiguous():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import moe_graph
 import reference
+from moe_graph import contract
 from versions import need_torch
 
 NAMES = moe_graph.MoeReRoutingOutput._fields
@@ -34,6 +36,22 @@ def test_writes_into_the_buffers(call):
 def call():
     tokens, counts = torch.randn(12, 4), cases.make_counts(2, 3, 12)
     return tokens, counts, buffers(moe_graph.moe_re_routing(tokens, counts))
+
+
+def test_no_second_copy_of_the_tokens_is_made(call):
+    """The rows go straight into the buffer: on the CPU the operator, which allocates its outputs, is not called."""
+    tokens, counts, out = call
+    called = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        moe_graph.moe_re_routing(tokens, counts, out=out)
+    assert torch.ops.aten.index_select.out in called
+    assert contract.operator() not in called
 
 
 def test_none_leaves_an_output_to_be_allocated(call):
