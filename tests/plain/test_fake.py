@@ -74,7 +74,7 @@ BAD = {
     ),
     "scales of rank 4": (
         dict(scales=(12, 1, 1, 1)),
-        r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got",
+        r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got shape \(12, 1, 1, 1\)",
     ),
     "scales of rank 3": (
         dict(scales=(12, 2, 3)),
@@ -142,6 +142,7 @@ def test_an_attribute_is_no_bool():
         validation.check_arguments(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int32), idx_type=True)
 
 
-def test_un_routing_names_its_counts():
+@pytest.mark.parametrize("counts", [torch.tensor([3]), torch.tensor([[[3]]])], ids=["rank 1", "rank 3"])
+def test_un_routing_names_its_counts(counts):
     with pytest.raises(ValueError, match=r"moe_un_routing: expert_token_num_per_rank must be of shape \[N, E\]"):
-        moe_graph.moe_un_routing(torch.zeros(3, 2), torch.tensor([3]))
+        moe_graph.moe_un_routing(torch.zeros(3, 2), counts)
