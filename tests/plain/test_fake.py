@@ -101,11 +101,12 @@ def bad_call(device, tokens=(12, 4), counts=(2, 3), counts_dtype=torch.int32, sc
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_bad_input_is_refused(case, device):
+@pytest.mark.parametrize("function", [operator, moe_graph.moe_re_routing], ids=["operator", "moe_re_routing"])
+def test_bad_input_is_refused(case, device, function):
     spoiled, message = BAD[case]
     args, attributes = bad_call(device, **spoiled)
     with pytest.raises(ValueError, match=message):
-        operator(*args, **attributes)
+        function(*args, **attributes)
 
 
 @pytest.mark.parametrize("case", BAD)

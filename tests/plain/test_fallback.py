@@ -58,6 +58,11 @@ def test_a_torch_npu_without_tokens_dtype_is_named(monkeypatch):
         moe_graph.moe_re_routing(tokens, counts, tokens_dtype=290)
 
 
+def test_thousands_of_tokens():
+    tokens, counts = torch.randn(5000, 3), cases.make_counts(8, 16, 5000)
+    reference.assert_matches(moe_graph.moe_re_routing(tokens, counts), tokens, counts)
+
+
 def test_layouts_that_are_not_contiguous():
     tokens = cases.make((6, 40), torch.bfloat16).t()
     counts = cases.make_counts(5, 4, 40).t().contiguous().t()
