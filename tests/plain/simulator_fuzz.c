@@ -117,11 +117,12 @@ static aclError one_call(int kind)
     if (kind == NEGATIVE)
         set_integer(&counts, (int64_t)below((uint64_t)ranks), (int64_t)below((uint64_t)experts), -1 - (int64_t)below(INT32_MAX));
     operand tokens = make(kind == TOKENS_DTYPE ? ACL_DOUBLE : dtypes[which], kind == TOKENS_DTYPE ? 8 : sizes[which], 2, rows, hidden, strided);
+    int64_t other = rows > 0 && below(2) ? rows - 1 : rows + 1; /* a length that is not the tokens' */
     operand scales = {0};
     if (scaled)
-        scales = make(ACL_FLOAT, 4, 1, rows + (kind == SCALES_ROWS), 1, below(2));
+        scales = make(ACL_FLOAT, 4, 1, kind == SCALES_ROWS ? other : rows, 1, below(2));
     operand out[] = {make(dtypes[which], sizes[which], 2, rows, hidden, false), make(ACL_FLOAT, 4, 1, rows, 1, false),
-                     make(kind == OUTPUT_DTYPE ? ACL_FLOAT : ACL_INT32, 4, 1, rows + (kind == OUTPUT_ROWS), 1, false),
+                     make(kind == OUTPUT_DTYPE ? ACL_FLOAT : ACL_INT32, 4, 1, kind == OUTPUT_ROWS ? other : rows, 1, false),
                      make(wide == 8 ? ACL_INT64 : ACL_INT32, wide, 1, experts, 1, false)};
     uint64_t workspace = 1;
     executor *call = NULL;
