@@ -17,6 +17,11 @@ def _refuse(name: str, allowed: str, got: object) -> None:
     raise ValueError(f"{contract.NAME}: out.{name} must {allowed}, got {got}")
 
 
+def has_memory(x: Tensor) -> bool:
+    """Is there memory behind the tensor? Not while tracing, under FakeTensorMode and on the meta device."""
+    return not compat.is_compiling() and x.untyped_storage().device.type != "meta"
+
+
 def _share_memory(a: Tensor, b: Tensor) -> bool:
     """Do the byte ranges of two tensors meet? `a` is contiguous; the range of `b` runs from its first to its last element."""
     if not a.numel() or not b.numel() or a.device != b.device:
@@ -64,7 +69,7 @@ def check_buffers(
             _refuse(name, f"be on the device of tokens, {tokens.device}", buffer.device)
         if not buffer.is_contiguous():
             _refuse(name, "be contiguous", f"strides {buffer.stride()}")
-        if not compat.is_compiling():  # no addresses while tracing; functionalization keeps writes apart
+        if has_memory(buffer):  # while tracing, functionalization keeps writes apart
             for other, tensor in others.items():
                 if _share_memory(buffer, tensor):
                     _refuse(name, f"share no memory with {other}", "an overlap")

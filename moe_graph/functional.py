@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_graph import compat, contract, fallback
 from moe_graph.autograd import un_route
-from moe_graph.buffers import check_buffers
+from moe_graph.buffers import check_buffers, has_memory
 from moe_graph.contract import MoeReRoutingOutput, MoeUnRoutingOutput
 
 
@@ -54,10 +54,10 @@ def moe_re_routing(
         return MoeReRoutingOutput(*contract.operator()(tokens, expert_token_num_per_rank, **arguments))
 
     check_buffers(out, tokens, expert_token_num_per_rank, **arguments)
-    if tokens.device.type == "cpu" and not compat.is_compiling():
+    if tokens.device.type == "cpu" and has_memory(tokens):
         with torch.no_grad():
             return MoeReRoutingOutput(*fallback.re_routing(tokens, expert_token_num_per_rank, **arguments, out=out))
-    # A device's own kernel, or the graph being traced, allocates its outputs.
+    # A device's own kernel, or the fake implementation, allocates its outputs.
     results = contract.operator()(tokens, expert_token_num_per_rank, **arguments)
     return MoeReRoutingOutput(*(r if buffer is None else buffer.copy_(r) for buffer, r in zip(out, results)))
 

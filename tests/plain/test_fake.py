@@ -32,8 +32,8 @@ def test_meta_agrees_with_the_fallback(call):
 
 
 def test_tokens_of_unknown_length():
-    need_torch(2, 5)
     """A data-dependent A, as after an AlltoAll with split sizes, has no hint at all."""
+    need_torch(2, 5)
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         length = mode.shape_env.create_unbacked_symint()
         tokens = torch.empty((length, 4), dtype=torch.int8)
@@ -76,9 +76,13 @@ BAD = {
         dict(scales=(12, 1, 1, 1)),
         r"per_token_scales must be of shape \[A\], \[A, S\] or \[A, K/64, 2\], got shape \(12, 1, 1, 1\)",
     ),
-    "scales of rank 3": (
+    "scales of rank 3, by threes": (
         dict(scales=(12, 2, 3)),
         r"per_token_scales must be \[A, K/64, 2\] when it has rank 3, got shape \(12, 2, 3\)",
+    ),
+    "scales of rank 3, one by one": (
+        dict(scales=(12, 2, 1)),
+        r"per_token_scales must be \[A, K/64, 2\] when it has rank 3, got shape \(12, 2, 1\)",
     ),
     "expert_token_num_type": (dict(expert_token_num_type=2), "expert_token_num_type must be one of 0, 1, got 2"),
     "idx_type": (dict(idx_type=-1), "idx_type must be one of 0, 1, got -1"),

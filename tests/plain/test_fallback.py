@@ -113,6 +113,16 @@ def test_counts_that_sum_to_a_and_are_none_are_refused(count, counts, what):
         moe_graph.moe_re_routing(torch.zeros(count, 2), torch.tensor(counts))
 
 
+def test_counts_on_a_device_are_not_read():
+    """That would make the host wait; the meta device has no values at all."""
+    tokens, counts = torch.zeros(10, 3, device="meta"), torch.zeros(2, 2, dtype=torch.int64, device="meta")
+    with moe_graph.force_fallback():
+        outputs = torch.ops.npu.npu_moe_re_routing(tokens, counts)
+        with moe_graph.check_devices(), pytest.raises(NotImplementedError):
+            torch.ops.npu.npu_moe_re_routing(tokens, counts)
+    assert [tuple(x.shape) for x in outputs] == [(10, 3), (10,), (10,), (2,)]
+
+
 def test_more_tokens_than_an_int32_index_can_name():
     tokens = torch.zeros(1, dtype=torch.int8).expand(2**31, 1)
     with pytest.raises(ValueError, match="tokens must be of at most 2147483647 rows .*, got 2147483648"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
@@ -38,9 +39,8 @@ def call():
     return tokens, counts, buffers(moe_graph.moe_re_routing(tokens, counts))
 
 
-def test_no_second_copy_of_the_tokens_is_made(call):
-    """The rows go straight into the buffer: on the CPU the operator, which allocates its outputs, is not called."""
-    tokens, counts, out = call
+def called_operators(tokens, counts, out):
+    """What a call with buffers asks the dispatcher for."""
     called = []
 
     class Record(TorchDispatchMode):
@@ -50,8 +50,29 @@ def test_no_second_copy_of_the_tokens_is_made(call):
 
     with Record():
         moe_graph.moe_re_routing(tokens, counts, out=out)
+    return called
+
+
+def test_no_second_copy_of_the_tokens_is_made(call):
+    """The rows go straight into the buffer: on the CPU the operator, which allocates its outputs, is not called."""
+    called = called_operators(*call)
     assert torch.ops.aten.index_select.out in called
     assert contract.operator() not in called
+
+
+def test_fake_tensors(call):
+    """Shapes alone: no value is read, no address compared."""
+    with FakeTensorMode() as mode:
+        tokens, counts, *out = (mode.from_tensor(x) for x in (*call[:2], *call[2]))
+        outputs = moe_graph.moe_re_routing(tokens, counts, out=out)
+    assert all(x is buffer for x, buffer in zip(outputs, out))
+
+
+def test_on_another_device_its_own_kernel_is_called(call):
+    tokens, counts, out = call
+    called = called_operators(tokens.to("meta"), counts.to("meta"), [x.to("meta") for x in out])
+    assert contract.operator() in called
+    assert torch.ops.aten.index_select.out not in called
 
 
 def test_none_leaves_an_output_to_be_allocated(call):

@@ -89,13 +89,11 @@ def test_dumps(lowered, kind, tmp_path):
     assert dumps and all(text.count(pattern) == 1 for text in dumps.values()), list(dumps)
 
 
-# What of the call the kernel lacks -> (product, tokens' shape and dtype, arguments,
-# types of the composed graph beside Data, Const, NetOutput)
 FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)
 
 
 def describes(dtype):
-    """Does torchair describe tensors of the dtype to GE?"""
+    """Does torchair describe tensors of the dtype to GE? Not those of float4_e2m1fn_x2: see test_float4_tokens_are_refused."""
     try:
         ge_graph._ge_dtype_to_ge_proto_dtype(ge_graph.torch_type_to_ge_type(dtype))
     except (RuntimeError, ValueError):
@@ -103,6 +101,8 @@ def describes(dtype):
     return dtype != FLOAT4
 
 
+# What of the call the kernel lacks -> (product, tokens' shape and dtype, arguments,
+# types of the composed graph beside Data, Const, NetOutput)
 COMPOSED = {
     "cumsum": ("A2", (20, 8), torch.int8, dict(expert_token_num_type=0), ["Cumsum", "MoeReRouting"]),
     "scatter": ("A2", (20, 8), torch.int8, dict(idx_type=1), ["Fill", "MoeReRouting", "MoeReRouting", "Transpose"]),
@@ -117,6 +117,13 @@ COMPOSED = {
     "long rows": ("A2", (20, 16384), torch.int8, {}, ["Fill", "GatherV2", "MoeReRouting"]),
     "longest rows": ("A2", (20, 16383), torch.int8, {}, ["MoeReRouting"]),
     "long rows of float32": ("A2", (20, 8192), torch.float32, {}, ["Fill", "GatherV2", "MoeReRouting"]),
+    "longest rows of float32": (
+        "A2",
+        (20, 8191),
+        torch.float32,
+        {},
+        ["Bitcast", "Bitcast", "MoeReRouting", "Reshape", "Reshape"],
+    ),
     "long rows of float8": (
         "950",
         (20, 16384),
@@ -186,8 +193,6 @@ def test_composed_lowering(lowered, product, case, dynamic):
         found = [t for t in lowered[0].node_types if t not in plumbing]
     assert sorted(found) == types
 
-
-# torchair cannot describe float4_e2m1fn_x2 (see test_float4_tokens_are_refused).
 
 GRAPH_DTYPES = [dtype for dtype in cases.ALL_DTYPES if describes(dtype)]
 
@@ -285,7 +290,7 @@ def test_float4_tokens_are_refused(product):
     product("950")
     tokens, counts = cases.make((20, 8), FLOAT4), cases.make_counts(3, 4, 20)
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="Give tokens.view.torch.uint8. with tokens_dtype=296"):
+    with pytest.raises(Exception, match="a row has 8 float4 .* Give tokens.view.torch.uint8. with tokens_dtype=296"):
         run(tokens, counts)
     expected = moe_graph.moe_re_routing(tokens, counts).permute_tokens
     routed = run(tokens.view(torch.uint8), counts, tokens_dtype=296)[0].cpu()

@@ -8,6 +8,7 @@ import torch_npu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import moe_graph
 from cases import make, make_counts, make_scales
 from moe_graph import simulator
 from reference import assert_matches
@@ -232,3 +233,16 @@ def test_counts_are_checked_at_run_time(soc, case):
         torch.npu.synchronize()
     assert simulator.kernel_calls()[-1].status != 0
     assert_matches(re_route(*GOOD), *GOOD)  # the device goes on
+
+
+def test_buffers_are_filled_by_the_kernel():
+    tokens, counts, scales = make((20, 8), torch.int8), make_counts(3, 4, 20), make_scales(20, "A")
+    inputs = [x.npu() for x in (tokens, counts, scales)]
+    out = [torch.empty_like(x) for x in torch_npu.npu_moe_re_routing(*inputs[:2], per_token_scales=inputs[2])]
+    before = len(simulator.kernel_calls())
+    outputs = moe_graph.moe_re_routing(*inputs[:2], per_token_scales=inputs[2], out=out)
+    assert len(simulator.kernel_calls()) == before + 1
+    assert [x.data_ptr() for x in outputs] == [x.data_ptr() for x in out]
+    assert_matches(out, tokens, counts, scales)
+    with pytest.raises(ValueError, match="out.permute_tokens must share no memory with tokens"):
+        moe_graph.moe_re_routing(*inputs[:2], per_token_scales=inputs[2], out=(inputs[0], *out[1:]))
