@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,8 +36,38 @@ def define(library: Library, schema: str) -> None:
     library.define(schema, **({} if tag is None else {"tags": (tag,)}))
 
 
-def impl(library: Library, name: str, function: object, key: str) -> None:
-    """Register a kernel over one that is there.
+def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel for the dispatcher that Dynamo leaves alone, as it does one in C++.
+
+    Where its graph breaks, a compiled function calls operators eagerly, and Dynamo would take up the Python frames behind them to compile
+    these, too. `torch._dynamo.disable` does the same, but imports torch._dynamo, which takes longer than all the rest of an eager program.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        callback = _frames.set_eval_frame(None)
+        try:
+            return kernel(*args, **kwargs)
+        finally:
+            _frames.set_eval_frame(callback)
+
+    _leave_out(call.__code__)
+    return call
+
+
+_frames: Any = torch._C._dynamo.eval_frame
+
+
+def _leave_out(code: CodeType) -> None:
+    """Tell Dynamo to execute the frames of this code as they are; up to torch 2.6 by another name."""
+    if hasattr(_frames, "skip_code"):
+        _frames.skip_code(code)
+    else:
+        action = _frames._FrameAction
+        _frames.set_code_exec_strategy(code, _frames._FrameExecStrategy(action.SKIP, action.DEFAULT))
+
+
+def impl(library: Library, name: str, function: Callable[..., Any], key: str) -> None:
+    """Register a kernel over one that is there, untraced.
 
     Up to torch 2.5 `Library.impl` refuses a key that Python has registered before (as torch_npu does for Meta); later it does not.
     The record it looks at is set aside for the moment of the call, and stays the former's: this library's end leaves it.
@@ -44,7 +75,7 @@ def impl(library: Library, name: str, function: object, key: str) -> None:
     record = f"{library.ns}/{name}/{key}"
     replaced = record in torch.library._impls
     torch.library._impls.discard(record)
-    library.impl(name, function, key)
+    library.impl(name, untraced(function), key)
     if replaced:
         library._op_impls.discard(record)
 

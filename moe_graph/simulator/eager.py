@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._guards import detect_fake_mode
 
 from moe_graph import compat
 from moe_graph.simulator import launches
 from moe_graph.simulator.eager_call import Operator
-from moe_graph.simulator.eager_operators import COMPOSED, KEPT, VIEWS_IN_PLACE
+from moe_graph.simulator.eager_operators import COMPOSED, COMPOSED_BUT_TRACED, KEPT, VIEWS_IN_PLACE
 
 _KEY = "PrivateUse1"
 _AUTOGRAD_KEY = "AutogradPrivateUse1"
@@ -82,6 +83,7 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: bool) -> Callable[..
     """A kernel for the dispatcher that makes what it calls when it is called first."""
     operator: Callable[..., Any] | None = None
 
+    @compat.untraced
     def simulated(*args: Any, **kwargs: Any) -> Any:
         nonlocal operator
         if queued:
@@ -184,7 +186,12 @@ _DEVICE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 
 
 def _composed(qualified: str) -> Callable[..., Any]:
+    own = compat.kernel_below(qualified, _AUTOGRAD_KEY) if qualified in COMPOSED_BUT_TRACED else None
+
+    @compat.untraced
     def composed(*args: Any, **kwargs: Any) -> Any:
+        if own is not None and detect_fake_mode((args, kwargs)) is not None:
+            return own(_DEVICE_KEYS, *args, **kwargs)
         return _overload(qualified).decompose(*args, **kwargs)
 
     return composed

@@ -30,6 +30,9 @@ COMPOSED = frozenset(
     """.split()
 )
 
+# Of these, what torch_npu itself composes where a graph is traced. torch's composition has an assertion that torchair does not lower.
+COMPOSED_BUT_TRACED = frozenset({"aten::one_hot"})
+
 # Those that take CPU tensors beside NPU ones, on a device too.
 ACROSS_DEVICES = frozenset(
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from moe_graph import family
+from moe_graph import compat, family
 from moe_graph.family.declaration import NAMESPACE
 from moe_graph.simulator import eager
 
@@ -24,4 +24,4 @@ def install() -> None:
     for operator in family.OPERATORS:
         library.impl(operator.name, eager.kernel(operator.overload), "PrivateUse1")
         if "Autograd" in operator.kernels:
-            library.impl(operator.name, operator.kernels["Autograd"], "AutogradPrivateUse1")
+            library.impl(operator.name, compat.untraced(operator.kernels["Autograd"]), "AutogradPrivateUse1")

@@ -208,6 +208,7 @@ def _at_launch(operator: str, from_call: int, fault: Any) -> Iterator[None]:
     if below is None:
         raise NotImplementedError(f"a fault in {packet} needs torch 2.9 or newer, this is torch {torch.__version__}")
 
+    @compat.untraced
     def interpose(keys: Any, *args: Any, **kwargs: Any) -> Any:
         if due():
             fault(packet)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import cases
 import moe_graph
+from moe_graph import autograd
 
 operator = torch.ops.npu.npu_moe_re_routing.default
 
@@ -45,6 +46,14 @@ def test_gradient_is_the_inverse_permutation(count, ranks, experts, seed):
     expected = torch.empty_like(gradient)
     expected[outputs.permute_token_idx.long()] = gradient
     assert torch.equal(tokens.grad, expected)
+
+
+def test_nothing_is_recorded_without_a_gradient(monkeypatch):
+    monkeypatch.setattr(autograd._ReRouting, "apply", lambda *args: pytest.fail("recorded"))
+    tokens, counts, scales = inputs()
+    operator(tokens.detach(), counts, per_token_scales=scales.detach())
+    with torch.no_grad():
+        operator(tokens, counts, per_token_scales=scales)
 
 
 def test_gradient_is_one_call_of_the_operator():

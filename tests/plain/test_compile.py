@@ -112,3 +112,28 @@ def test_functional_transforms_see_one_operator():
     graph = make_fx(Layer(), tracing_mode="symbolic")(*call(10))
     targets = [node.target for node in graph.graph.nodes]
     assert targets.count(operator) == 2 and torch.ops.aten.index_select.default not in targets
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_dynamo_does_not_compile_the_kernels_after_a_graph_break(requires_grad):
+    """A compiled function that calls the operator eagerly: the Python frames of its kernels are executed, like C++ ones."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    @torch._dynamo.disable(recursive=False)
+    def eagerly(tokens, counts):
+        return operator(tokens, counts)[0]
+
+    def function(tokens, counts):
+        return eagerly(tokens + 1, counts) * 2
+
+    tokens, counts = torch.randn(9, 3, requires_grad=requires_grad), cases.make_counts(2, 3, 9)
+    outputs = torch.compile(function, backend=backend)(tokens, counts)
+    assert [len(targets) for targets in graphs] == [1, 1]  # the sum, the product
+    assert torch.equal(outputs, (operator(tokens, counts)[0] + 1) * 2)
+    if requires_grad:
+        outputs.sum().backward()
+        assert torch.equal(tokens.grad, torch.full((9, 3), 2.0))

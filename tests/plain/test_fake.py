@@ -52,6 +52,10 @@ BAD = {
         dict(counts=(6,)),
         r"expert_token_num_per_rank must be of shape \[N, E\] \(rank 2\), got shape \(6,\)",
     ),
+    "counts of rank 3": (
+        dict(counts=(2, 3, 1)),
+        r"expert_token_num_per_rank must be of shape \[N, E\] \(rank 2\), got shape \(2, 3, 1\)",
+    ),
     "N of 0": (
         dict(counts=(0, 3)),
         r"expert_token_num_per_rank must be of shape \[N, E\] with N >= 1 and E >= 1, got shape \(0, 3\)",
@@ -67,6 +71,10 @@ BAD = {
     "scales too long": (
         dict(scales=(13,)),
         r"per_token_scales must be of length A = 12, the rows of tokens, got shape \(13,\)",
+    ),
+    "scales too short": (
+        dict(scales=(11,)),
+        r"per_token_scales must be of length A = 12, the rows of tokens, got shape \(11,\)",
     ),
     "scales of rank 0": (
         dict(scales=()),

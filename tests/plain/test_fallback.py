@@ -72,6 +72,12 @@ def test_layouts_that_are_not_contiguous():
     assert all(output.is_contiguous() for output in outputs)
 
 
+def test_tensors_by_name():
+    tokens, counts = torch.randn(9, 3), cases.make_counts(2, 3, 9)
+    outputs = moe_graph.moe_re_routing(expert_token_num_per_rank=counts, tokens=tokens)
+    reference.assert_matches(outputs, tokens, counts)
+
+
 def test_second_output_without_scales_is_zero():
     tokens, counts = cases.make((50, 4), torch.int8), cases.make_counts(2, 5, 50)
     assert torch.equal(moe_graph.moe_re_routing(tokens, counts).permute_per_token_scales, torch.zeros(50))
@@ -127,6 +133,8 @@ def test_more_tokens_than_an_int32_index_can_name():
     tokens = torch.zeros(1, dtype=torch.int8).expand(2**31, 1)
     with pytest.raises(ValueError, match="tokens must be of at most 2147483647 rows .*, got 2147483648"):
         moe_graph.moe_re_routing(tokens, torch.tensor([[2**31]]))
+    with pytest.raises(ValueError, match="counts that sum to A = 2147483647, the rows of tokens, got sum 2147483646"):
+        moe_graph.moe_re_routing(tokens[1:], torch.tensor([[2**31 - 2]]))
 
 
 def test_index_memory_is_linear(monkeypatch):

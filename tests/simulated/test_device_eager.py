@@ -255,3 +255,22 @@ def test_training_has_the_losses_of_the_cpu(optimizer):
     expected = losses(copy.deepcopy(model), x, y)
     found = losses(copy.deepcopy(model).npu(), x.npu(), y.npu())
     assert found == pytest.approx(expected, rel=1e-5) and found[-1] < found[0]
+
+
+def test_dynamo_does_not_compile_the_kernels_after_a_graph_break():
+    """A compiled function that calls operators eagerly: the Python frames behind them are executed, like C++ ones."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    @torch._dynamo.disable(recursive=False)
+    def eagerly(x):
+        return torch.relu(x) - torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    torch._dynamo.reset()
+    x = torch.randn(1, 4, 8)
+    outputs = torch.compile(lambda x: eagerly(x + 1) * 2, backend=backend)(x.npu())
+    assert [len(targets) for targets in graphs] == [1, 1]  # the sum, the product
+    torch.testing.assert_close(outputs.cpu(), eagerly(x + 1) * 2)

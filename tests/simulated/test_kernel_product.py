@@ -1,12 +1,15 @@
 """Two copies of the kernel's limits agree: `moe_graph.product` (what the converter lowers by) and the simulated kernel (in C)."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 import torch_npu
 
+import moe_graph
 from moe_graph import compat, product
+from moe_graph.engine.kernels.moe import moe_re_routing
 from versions import need_tokens_dtype
 
 A, H = 6, 4
@@ -37,6 +40,27 @@ if compat.TORCH == (2, 5):  # that torch_npu makes the scales' output [A], whate
 if hasattr(torch, "float8_e8m0fnu"):
     SCALES["e8m0"] = SCALES["bytes"].view(torch.float8_e8m0fnu)
     SCALES["flat e8m0"] = torch.zeros(A, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+
+
+@pytest.mark.parametrize("name", ["A2", "A3", "950"])
+def test_whom_is_lowered_for(monkeypatch, name):
+    """`set_product`, else the environment, else the device; without a device A2."""
+    monkeypatch.setenv("MOE_GRAPH_SIM_SOC", name)
+    assert product.current_product() is product.PRODUCTS[name]
+    monkeypatch.setenv("MOE_GRAPH_PRODUCT", "950")
+    assert product.current_product().name == "950"
+    moe_graph.set_product("A3")
+    try:
+        assert product.current_product().name == "A3"
+    finally:
+        moe_graph.set_product(None)
+    assert product.current_product().name == "950"
+    monkeypatch.setenv("MOE_GRAPH_PRODUCT", "910")
+    with pytest.raises(ValueError, match="MOE_GRAPH_PRODUCT must be one of A2, A3, 950, got '910'"):
+        product.current_product()
+    monkeypatch.delenv("MOE_GRAPH_PRODUCT")
+    monkeypatch.setitem(sys.modules, "torch_npu", None)
+    assert product.current_product().name == "A2"
 
 
 def accepts(tokens, **arguments):
@@ -88,3 +112,21 @@ def test_hidden(monkeypatch, name, hidden):
     monkeypatch.setenv("MOE_GRAPH_SIM_SOC", name)
     tokens = torch.zeros(A, hidden, dtype=torch.int8)
     assert accepts(tokens) == says(name, tokens) == (0 < hidden < 16384)
+
+
+REFUSED = {
+    "tokens of torch.float32": dict(tokens=torch.zeros(A, H)),
+    "tokens with H = 0": dict(tokens=torch.zeros(A, 0, dtype=torch.int8)),
+    "tokens with H = 16384": dict(tokens=torch.zeros(A, 16384, dtype=torch.int8)),
+    "per_token_scales of this dtype and rank": dict(per_token_scales=torch.zeros(A, 3)),
+    "idx_type=1": dict(idx_type=1),
+    "expert_token_num_type=0": dict(expert_token_num_type=0),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_node_is_refused_what_the_kernel_lacks(what):
+    """A lowering that asks for it fails here, before it meets a device."""
+    arguments = {"tokens": torch.zeros(A, H, dtype=torch.int8), **REFUSED[what]}
+    with pytest.raises(ValueError, match=f"the kernel of A2 serves no {what}$"):
+        moe_re_routing(expert_token_num_per_rank=COUNTS, **arguments)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moe_graph import contract
 from moe_graph.engine.registry import kernel
+from moe_graph.product import current_product, unsupported
 
 
 @kernel("MoeReRouting")
@@ -18,15 +19,12 @@ def moe_re_routing(
     expert_token_num_type: int = contract.COUNT,
     idx_type: int = contract.GATHER,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """GE MoeReRouting: chunks (rank, expert) from rank-major to expert-major order. Count mode only, as the device's kernel.
+    """GE MoeReRouting: chunks (rank, expert) from rank-major to expert-major order. What the product's kernel lacks is refused.
 
     Written apart from `moe_graph.index`, by a stable sort of the tokens' experts, so that the two check each other.
     """
     counts = expert_token_num_per_rank
-    if expert_token_num_type != contract.COUNT:
-        raise ValueError(
-            f"expert_token_num_type must be {contract.COUNT} (the kernel's only mode), got {expert_token_num_type}"
-        )
+    _check_product(tokens, per_token_scales, expert_token_num_type, idx_type)
     if bool((counts < 0).any()) or int(counts.sum()) != len(tokens):
         raise ValueError(
             f"expert_token_num_per_rank must be >= 0 and sum to {len(tokens)}, got sum {int(counts.sum())}"
@@ -40,6 +38,24 @@ def moe_re_routing(
     scales = per_token_scales
     moved_scales = tokens.new_zeros(len(tokens), dtype=torch.float32) if scales is None else _rows(scales, gather)
     return _rows(tokens, gather), moved_scales, index.to(torch.int32), counts.sum(0, dtype=counts.dtype)
+
+
+def _check_product(tokens: Tensor, scales: Tensor | None, expert_token_num_type: int, idx_type: int) -> None:
+    """Raise ValueError for what the kernel of the product lowered for does not serve. Types of GE that travel as uint8 pass."""
+    product = current_product()
+    lacks = unsupported(
+        product, tokens, per_token_scales=scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type
+    )
+    refused = {
+        f"tokens of {tokens.dtype}": lacks.token_dtype and tokens.dtype != torch.uint8,
+        f"tokens with H = {tokens.shape[1]}": not product.fits(tokens.shape[1]),
+        "per_token_scales of this dtype and rank": lacks.scales,
+        f"idx_type={idx_type}": lacks.scatter,
+        f"expert_token_num_type={expert_token_num_type}": lacks.cumsum,
+    }
+    found = [what for what, is_refused in refused.items() if is_refused]
+    if found:
+        raise ValueError(f"the kernel of {product.name} serves no {', no '.join(found)}")
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
