@@ -163,6 +163,13 @@ def test_reductions(name, function, axes, keep):
     same(got, np.asarray(function(x.numpy(), axis=axes or None, keepdims=keep)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ReduceMin", "ReduceProd", "ReduceAll", "ReduceAny"])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_reductions_of_a_scalar(name, axis):
+    x = torch.tensor(True) if name in ("ReduceAll", "ReduceAny") else torch.tensor(3)
+    assert torch.equal(run(name, x, ints(axis)), x)
+
+
 def test_empty_axes_may_mean_none():
     assert torch.equal(run("ReduceMin", X, ints(), noop_with_empty_axes=True), X)
 

@@ -27,7 +27,9 @@ EXAMPLES = int(os.environ.get("MOE_GRAPH_FUZZ", 0))
 # b bool, n float or int64, v any; dim a dimension of the first operand; k a truth value. f1 is another f, or the same.
 # After "|" GE types of its lowering that the engine may lack a kernel for: it is drawn once all of them have one.
 # Not in it: amax, amin, all(dim), var(correction=...) and roll, which torchair declares and does not lower; index_select of a scalar,
-# which it lowers to a GatherV2 along an axis the scalar does not have; gelu(approximate="tanh"), which it lowers as without.
+# which it lowers to a GatherV2 along an axis the scalar does not have; sort of a scalar, which it asks for its first size;
+# gelu(approximate="tanh"), which it lowers as without; an index that is a scalar, whose value Dynamo asks for;
+# == of two dtypes, which it refuses.
 _TABLE = """
 {n} + {n1}
 {n} - {n1}
@@ -78,7 +80,7 @@ torch.div({i}, 2)
 torch.remainder({i}, 3)  | FloorMod
 {x} > {x1}  | Greater
 {x} <= {x1}  | LessEqual
-{x} == {x1}  | Equal
+{x} == {x1}.to({x}.dtype)  | Equal
 {i} < {i1}  | Less
 {i} >= 1  | GreaterEqual
 {i} != {i1}  | NotEqual
@@ -131,10 +133,10 @@ torch.unbind({v}, {dim})[0]
 torch.flip({n}, [{dim}])  | ReverseV2
 torch.select({v}, {dim}, -1)
 torch.index_select({n}[None], 0, torch.zeros_like({n}.reshape(-1), dtype=torch.int64))  | ZerosLike
-{n}[{i} * 0]  | IndexByTensor
+{n}[{i}.reshape(-1) * 0]  | IndexByTensor
 torch.gather({n}, {dim}, torch.zeros_like({n}, dtype=torch.int64))  | GatherElements ZerosLike
-torch.take_along_dim({n}, torch.argsort({i}, {dim}) * 0, {dim})  | FloorMod GatherElements Sort
-torch.sort({i}, {dim})[0]  | Sort
+torch.take_along_dim({n}, torch.argsort({i}[None], {dim})[0] * 0, {dim})  | FloorMod GatherElements Sort
+torch.sort({i}[None], {dim})[0]  | Sort
 torch.topk({i}, 1, {dim})[0]  | TopKV2
 torch.nn.functional.one_hot({i} * 0 + 1, 3)  | Equal
 torch.nn.functional.pad({f}, (1, 2))  | PadV3
