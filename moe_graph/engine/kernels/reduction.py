@@ -65,7 +65,8 @@ def reduce_prod(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_e
 
 def _by_dimension(function: Callable[..., Tensor], x: Tensor, dimensions: Sequence[int], keep_dims: bool) -> Tensor:
     """A reduction that torch has for one dimension only (all and any before 2.2), along several."""
-    for dimension in sorted((d % max(x.dim(), 1) for d in dimensions), reverse=True):  # a scalar has the dimensions 0 and -1, too
+    rank = max(x.dim(), 1)  # a scalar has the dimensions 0 and -1, too
+    for dimension in sorted((d % rank for d in dimensions), reverse=True):
         x = function(x, dimension, keepdim=keep_dims)
     return x if dimensions else x.clone()
 
