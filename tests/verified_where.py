@@ -64,6 +64,11 @@ CLAIMS = (
         "test_graph_mode::test_one_graph_serves_every_token_count",
     ),
     Claim(
+        "after a graph break Dynamo leaves the kernels alone",
+        "test_compile::test_dynamo_does_not_compile_the_kernels_after_a_graph_break",
+        "test_device_eager::test_dynamo_does_not_compile_the_kernels_after_a_graph_break",
+    ),
+    Claim(
         "torch_npu's adapter hands the kernel the promised attributes",
         None,
         "test_kernel_moe_re_routing::test_calls_are_recorded",
@@ -71,6 +76,11 @@ CLAIMS = (
     Claim("a native call is one MoeReRouting node", None, "test_graph_mode::test_native_call_is_one_node"),
     Claim("other calls are composed, with equal results", None, "test_graph_mode::test_composed_lowering"),
     Claim("the kernel's limits, by product", None, "test_kernel_product::test_dtypes_scales_and_attributes"),
+    Claim(
+        "a MoeReRouting node that the product's kernel lacks is an error of the engine",
+        None,
+        "test_kernel_product::test_the_node_is_refused_what_the_kernel_lacks",
+    ),
     Claim("a way back by a sort is replaced", None, "test_passes::test_a_way_back_by_a_sort_is_replaced"),
     Claim(
         "any import order; unregistering restores",
@@ -126,15 +136,23 @@ CLAIMS = (
     ),
     Claim("200 starts without a crash at exit", None, "test_starts::test_two_hundred_starts"),
     Claim("the C runtime is clean under valgrind", "test_simulator_build::test_the_runtime_under_valgrind"),
+    Claim(
+        "the C runtime is clean under the address, undefined-behaviour and thread sanitizers",
+        "test_simulator_sanitizers::test_the_runtime_is_clean",
+    ),
+    Claim(
+        "random calls of the operator in C: status and rows, under the sanitizers",
+        "test_simulator_sanitizers::test_random_calls_of_the_operator_are_clean",
+    ),
     Claim("a dump of each kind gives the same summary", "test_dumps_reading::test_every_kind_gives_the_same_summary"),
     Claim("a hostile dump executes nothing", "test_dumps_broken::test_nothing_in_a_py_dump_is_executed"),
     Claim(
         "an edit of a graph is exactly that edit to `diff`", "test_dumps_diff::test_an_edit_of_one_node_is_that_edit"
     ),
     Claim("a page opens 5,000 nodes in under 3 s, in Chromium", "test_dumps_pictures_page::test_opens_finds_and_shows"),
+    Claim("the wheel installs and works", "test_wheel::test_the_operator_runs_from_the_installed_wheel"),
     Claim("a wrong line in the operator's core fails a test", "test_mutations::test_is_noticed"),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
-    Claim("torch 2.1 to 2.12, torch_npu before 2.13"),
 )
 
 
