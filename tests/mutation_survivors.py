@@ -40,22 +40,25 @@ def explained() -> dict[Mutant, str]:
 
 def main(sessions: list[str]) -> int:
     survivors: dict[Mutant, str] = {}
-    run = missed = 0
+    run = survived = missed = 0
     for session in sessions:
         with use_db(session, WorkDB.Mode.open) as database:
             missed += len(database.pending_work_items)
             results = [result for _, result in database.results if result.worker_outcome != WorkerOutcome.SKIPPED]
         run += len(results)
-        survivors |= {mutant(result.diff): result.diff for result in results if not result.is_killed}
+        diffs = [result.diff for result in results if not result.is_killed]
+        survived += len(diffs)
+        survivors |= {mutant(diff): diff for diff in diffs}
     reasons = explained()
     unexplained = [diff for found, diff in survivors.items() if found not in reasons]
     outdated = [entry for entry in reasons if entry not in survivors]
-    print(*unexplained, sep="\n")
+    for diff in unexplained:
+        print(diff)
     for entry in outdated:
         print(f"{EXPLANATIONS.name}: no mutant of {entry.module} survives with the line: {entry.line}")
     print(
-        f"{run} mutants run, {missed} not; {len(survivors)} survived, "
-        f"{len(unexplained)} of them without an explanation; {len(outdated)} explanations of none"
+        f"{run} mutants run, {missed} not; {survived} survived, "
+        f"{len(unexplained)} of their {len(survivors)} lines without an explanation; {len(outdated)} explanations of none"
     )
     return int(bool(unexplained or outdated or missed))
 
