@@ -7,6 +7,7 @@ import torchair
 from torchair.core import _torchair
 
 from cases import make, make_counts
+from moe_graph import compat
 from moe_graph.simulator import torchair_core
 from moe_graph.simulator.ir_definitions import ir_definition
 from reference import assert_matches
@@ -123,3 +124,12 @@ def test_definitions_come_from_torchairs_own_declarations():
     assert definition.attrs == [("expert_token_num_type", "VT_INT"), ("idx_type", "VT_INT")]
     assert ir_definition("ConcatV2").inputs == [("x", "dynamic"), ("concat_dim", "required")]
     assert _torchair.get_registered_ir_def("NoSuchOperator") == ("ERROR", [], [], [])
+
+
+def test_one_hot_is_what_torch_npu_makes_of_it():
+    """torch's own composition asserts that no class is negative, which torchair does not lower."""
+    if compat.kernel_below("aten::one_hot", "AutogradPrivateUse1") is None:
+        pytest.skip("this torch has no way to call torch_npu's own")
+    classes = torch.tensor([0, 2, 1])
+    function = compiled(lambda x: torch.nn.functional.one_hot(x, 3))
+    assert torch.equal(function(classes.npu()).cpu(), torch.nn.functional.one_hot(classes, 3))
