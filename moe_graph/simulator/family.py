@@ -24,4 +24,4 @@ def install() -> None:
     for operator in family.OPERATORS:
         library.impl(operator.name, eager.kernel(operator.overload), "PrivateUse1")
         if "Autograd" in operator.kernels:
-            library.impl(operator.name, compat.untraced(operator.kernels["Autograd"]), "AutogradPrivateUse1")
+            compat.impl(library, operator.name, operator.kernels["Autograd"], "AutogradPrivateUse1")

@@ -130,6 +130,7 @@ def test_product_settings(monkeypatch):
         assert product.current_product().name == "A3"
     finally:
         moe_graph.set_product(None)
+    assert product.current_product().name == "950"
     monkeypatch.setenv("MOE_GRAPH_PRODUCT", "910")
     with pytest.raises(ValueError, match="MOE_GRAPH_PRODUCT must be one of A2, A3, 950, got '910'"):
         product.current_product()

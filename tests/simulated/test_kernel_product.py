@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch_npu
 
-import moe_graph
 from moe_graph import compat, product
 from moe_graph.engine.kernels.moe import moe_re_routing
 from versions import need_tokens_dtype
@@ -44,20 +43,11 @@ if hasattr(torch, "float8_e8m0fnu"):
 
 @pytest.mark.parametrize("name", ["A2", "A3", "950"])
 def test_whom_is_lowered_for(monkeypatch, name):
-    """`set_product`, else the environment, else the device; without a device A2."""
+    """The environment comes before the device; without a device it is A2. The rest needs none: test_product_settings."""
     monkeypatch.setenv("MOE_GRAPH_SIM_SOC", name)
     assert product.current_product() is product.PRODUCTS[name]
     monkeypatch.setenv("MOE_GRAPH_PRODUCT", "950")
     assert product.current_product().name == "950"
-    moe_graph.set_product("A3")
-    try:
-        assert product.current_product().name == "A3"
-    finally:
-        moe_graph.set_product(None)
-    assert product.current_product().name == "950"
-    monkeypatch.setenv("MOE_GRAPH_PRODUCT", "910")
-    with pytest.raises(ValueError, match="MOE_GRAPH_PRODUCT must be one of A2, A3, 950, got '910'"):
-        product.current_product()
     monkeypatch.delenv("MOE_GRAPH_PRODUCT")
     monkeypatch.setitem(sys.modules, "torch_npu", None)
     assert product.current_product().name == "A2"
