@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moe_graph import contract
+from moe_graph.foundation import contract
 
 _ATTRIBUTE = "_ge_converter"
 _MISSING = object()

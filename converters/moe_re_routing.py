@@ -19,10 +19,10 @@ import torch
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair.ge._ge_graph import DataType, Tensor
 
-from moe_graph import contract, validation
 from moe_graph.converters import ge_helpers
 from moe_graph.converters.ge_helpers import Carrier
-from moe_graph.product import Unsupported, current_product, unsupported
+from moe_graph.foundation import contract, validation
+from moe_graph.foundation.product import Unsupported, current_product, unsupported
 
 # The named tuple serves GE tensors as well: only the names matter.
 _Outputs = contract.MoeReRoutingOutput
@@ -51,8 +51,8 @@ def convert_moe_re_routing(
 
     `meta_outputs` is for the torchair of torch_npu 2.5, which hands the outputs' shapes to later converters only if this one takes it.
 
-    Raises ValueError as `moe_graph.validation.check_arguments` does, and for tokens of torch.float4_e2m1fn_x2: torchair describes those to
-    GE with half of their elements.
+    Raises ValueError as `moe_graph.foundation.validation.check_arguments` does, and for tokens of torch.float4_e2m1fn_x2: torchair
+    describes those to GE with half of their elements.
     """
     attributes: dict[str, Any] = dict(
         per_token_scales=None if per_token_scales is None else per_token_scales.meta,

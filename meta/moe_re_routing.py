@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_graph import contract, validation
+from moe_graph.foundation import contract, validation
 
 
 def fake_re_routing(
     tokens: Tensor, expert_token_num_per_rank: Tensor, *, per_token_scales: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The kernel registered under Meta. Shapes as in `moe_graph.contract`; bad input is rejected with the errors of
-    `moe_graph.validation.check_arguments`. A (the token count) is only passed on, never compared with a number."""
+    """The kernel registered under Meta. Shapes as in `moe_graph.foundation.contract`; bad input is rejected with the errors of
+    `moe_graph.foundation.validation.check_arguments`. A (the token count) is only passed on, never compared with a number."""
     validation.check_arguments(tokens, expert_token_num_per_rank, per_token_scales=per_token_scales, **options)
     num_tokens = tokens.shape[0]
     if per_token_scales is None:

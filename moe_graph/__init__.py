@@ -2,27 +2,23 @@
 
 Importing it registers, where they are missing, the operator's schema, fake implementation, eager fallback, autograd and torchair converter.
 
-    functional    moe_re_routing, moe_un_routing: the front end            contract      names, schema, outputs
-    fallback      the operator composed of index_select                     index         the index computation
-    autograd      its gradient                                              validation    the checks of arguments
-    meta/         fake implementation                                       converters/   lowering to GE
-    registration  who registers what, when                                  status        what is registered, from whom
-    debug         fallback against kernel                                   product       what the kernel accepts on which Ascend
-    engine/       executes a lowered GE graph on the CPU                    simulator/    a device for the real torch_npu without CANN
-    conformance/  torchair's declared cases on the engine                   testing       assertions on a model's lowered graph
-    family/       the operators around it in an expert-parallel layer       passes        passes over the graph that is lowered
-    dumps/        graph dumps: read, summarised, drawn, compared
+    foundation/   contract, checks of arguments, products        re_routing/    index, fallback, gradient, front end
+    meta/         fake implementation                            converters/    lowering to GE
+    operators/    the other operators, one module each           registration/  who registers what, when; status
+    engine/       executes a lowered GE graph on the CPU         simulator/     a device for the real torch_npu without CANN
+    conformance/  torchair's declared cases on the engine        testing        assertions on a model's lowered graph
+    dumps/        graph dumps: read, summarised, compared        passes         passes over the graph that is lowered
 """
 
-from moe_graph import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
+from moe_graph.foundation import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
 from moe_graph import passes
-from moe_graph.contract import MoeReRoutingOutput, MoeUnRoutingOutput
-from moe_graph.debug import Difference, compare_with_fallback, force_fallback
-from moe_graph.functional import moe_re_routing, moe_un_routing
-from moe_graph.product import set_product
-from moe_graph.registration import register, unregister
-from moe_graph.settings import check_devices
-from moe_graph.status import status
+from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput
+from moe_graph.foundation.product import set_product
+from moe_graph.foundation.settings import check_devices
+from moe_graph.re_routing.debug import Difference, compare_with_fallback, force_fallback
+from moe_graph.re_routing.functional import moe_re_routing, moe_un_routing
+from moe_graph.registration.register import register, unregister
+from moe_graph.registration.status import status
 
 __version__ = "0.1.0"
 

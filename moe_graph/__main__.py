@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 # Command -> (module, what it does). The module is imported when its command is run.
 COMMANDS = {
-    "run": ("moe_graph.launch", "run a script or module on the simulated device"),
+    "run": ("moe_graph.commands.launch", "run a script or module on the simulated device"),
     "inspect": ("moe_graph.dumps.inspect", "read graph dumps: summary, table of nodes, pictures"),
     "diff": ("moe_graph.dumps.diff_command", "compare two graph dumps, node by node, by structure"),
     "conformance": (
@@ -20,7 +20,7 @@ COMMANDS = {
         "moe_graph.verification.command",
         "compare kernel, graph mode and fallback over a grid; a report for bugs",
     ),
-    "status": ("moe_graph.show_status", "show what is registered for npu_moe_re_routing, and from whom"),
+    "status": ("moe_graph.commands.show_status", "show what is registered for npu_moe_re_routing, and from whom"),
 }
 
 

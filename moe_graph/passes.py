@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from moe_graph import contract
+from moe_graph.foundation import contract
 
 aten = torch.ops.aten
 

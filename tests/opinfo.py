@@ -28,7 +28,7 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import SampleInput
 
-from moe_graph.simulator import eager
+from moe_graph.simulator.eager import install as eager
 
 DTYPES = (torch.float32, torch.int64, torch.bfloat16, torch.bool, torch.complex64)
 PASS, UNSUPPORTED, FAILING = "pass", "unsupported", "failing"

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from moe_graph import compat
+from moe_graph.foundation import compat
 
 
 def need(name: str) -> None:

@@ -81,7 +81,7 @@ def _infer(node: Node, at: int, desc: Descriptor, outputs: dict[str, tuple[Descr
 
 
 def _re_routing(at: int, desc: Descriptor, inputs: list[Descriptor | None]) -> Descriptor:
-    """An output of MoeReRouting by its contract (moe_graph/contract.py), as far as its inputs are known: the dump may show a view."""
+    """An output of MoeReRouting by its contract (foundation/contract.py), as far as its inputs are known: the dump may show a view."""
     unknown = Descriptor("", None)
     tokens, counts, scales = (*inputs, None, None, None)[:3]
     tokens, counts = tokens or unknown, counts or unknown

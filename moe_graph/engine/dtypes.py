@@ -8,27 +8,10 @@ elements a byte, the low half first).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from moe_graph.engine.errors import GraphError
-
-
-@dataclass(frozen=True)
-class GeType:
-    """A GE data type: its name, its numbers in GE's and in the protobuf enum, the torch dtype that carries it, its width in bits."""
-
-    name: str
-    ge: int
-    proto: int
-    torch: torch.dtype
-    bits: int
-
-    @property
-    def packed(self) -> bool:
-        """Is it stored two or more to a byte?"""
-        return self.bits < 8
+from moe_graph.operators.ge import GeType
 
 
 def _type(name: str, ge: int, proto: int, dtype: str, bits: int | None = None) -> GeType:

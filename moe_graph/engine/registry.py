@@ -18,12 +18,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from moe_graph.engine.errors import GraphError
-
-Tensors = list[Tensor]
-"""Annotation of a kernel's dynamic input: GE's x0, x1, ... as one list."""
+from moe_graph.operators.ge import Tensors
 
 # Annotation of an attribute -> kinds of AttrDef it takes. A whole number may stand for a truth value or a real number.
 _KINDS = {
@@ -76,14 +72,15 @@ class Kernel:
 _kernels: dict[str, Kernel] = {}
 
 
-def kernel(*ge_types: str, assigns: str | None = None) -> Callable[[Callable], Callable]:
+def kernel(*ge_types: str, assigns: str | None = None, family: str | None = None) -> Callable[[Callable], Callable]:
     """Register the decorated function as the kernel of these GE operator types. A type can be registered once.
 
     `assigns` names the input, a reference of GE, that the function writes to; all other inputs it must leave as they are.
+    `family`: under which the kernel is counted; its module's name by default.
     """
 
     def register(function: Callable) -> Callable:
-        made = _describe(function, assigns)
+        made = _describe(function, assigns, family)
         for ge_type in ge_types:
             if ge_type in _kernels:
                 raise ValueError(f"GE type {ge_type} already has a kernel, {_kernels[ge_type].function.__qualname__}")
@@ -93,7 +90,7 @@ def kernel(*ge_types: str, assigns: str | None = None) -> Callable[[Callable], C
     return register
 
 
-def _describe(function: Callable, assigns: str | None = None) -> Kernel:
+def _describe(function: Callable, assigns: str | None, family: str | None) -> Kernel:
     inputs, attributes, wants_node = [], [], False
     for parameter in inspect.signature(function).parameters.values():
         annotation = _text(parameter.annotation)
@@ -106,7 +103,7 @@ def _describe(function: Callable, assigns: str | None = None) -> Kernel:
         else:
             kinds = _KINDS.get(annotation.partition("|")[0].partition("[")[0].strip(), ())
             attributes.append(Attribute(parameter.name, parameter.default, "GeType" in annotation, kinds))
-    family = function.__module__.rpartition(".")[2]
+    family = family or function.__module__.rpartition(".")[2]
     if assigns is not None and assigns not in {parameter.name for parameter in inputs}:
         raise ValueError(f"kernel {function.__qualname__} has no input {assigns!r} to assign to")
     return Kernel(function, family, tuple(inputs), tuple(attributes), wants_node, assigns)

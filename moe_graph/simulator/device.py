@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-from moe_graph import cann
-from moe_graph.simulator import build, calls
-from moe_graph.simulator.errors import SimulatorError
+from moe_graph.foundation import cann
+from moe_graph.simulator.runtime import build, library
+from moe_graph.simulator.runtime.errors import SimulatorError
 
 SOCS = ("A2", "A3", "950")
 MAX_DEVICES = 64
@@ -27,7 +27,6 @@ _NO_CANN = (
 )
 
 _lock = threading.RLock()
-_library: ctypes.CDLL | None = None
 _stands_aside = False
 
 
@@ -37,17 +36,17 @@ def start() -> bool:
     Raises SimulatorError, in one line, if the environment's choice of product or device count is wrong, or if something is missing:
     the torch_npu wheel, one of its Python requirements, pyelftools or a C compiler.
     """
-    global _library, _stands_aside
+    global _stands_aside
     with _lock:
-        if _library is not None or _stands_aside:
-            return _library is not None
+        if library.is_loaded() or _stands_aside:
+            return library.is_loaded()
         if cann.is_present():
             print("moe_graph: CANN is on this machine, the simulated device stays off", file=sys.stderr)
             _stands_aside = True
             return False
         _check_environment()
         wheel = build.wheel_folder()
-        from moe_graph import torch_import  # noqa: F401  torch without its autoload of torch_npu, if it is not there yet
+        from moe_graph.foundation import torch_import  # noqa: F401  torch without its autoload of torch_npu, if it is not there yet
 
         if "torch_npu" in sys.modules:
             raise SimulatorError("torch_npu is loaded already: start the simulated device before it is imported")
@@ -55,16 +54,18 @@ def start() -> bool:
         libraries = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in paths]
         build.mark_loaded(paths)
         # torchair's extension module is linked against the whole of GE: the stand-in must be there before torchair is imported.
-        from moe_graph.simulator import torchair_core
+        from moe_graph.simulator.graph_mode import torchair_core
 
         torchair_core.install()
         _import_torch_npu(wheel)
-        from moe_graph.simulator import communication, eager, family
+        from moe_graph.simulator.communication import group as communication
+        from moe_graph.simulator.eager import install as eager
+        from moe_graph.simulator.eager import layer as family
 
         eager.install()
         family.install()
         communication.install()
-        _library = libraries[0]
+        library.keep(libraries[0])
         _switch_on_by_environment()
         return True
 
@@ -128,7 +129,7 @@ class _WithoutLine(io.TextIOBase):
 
 def is_active() -> bool:
     """Does the simulated device run in this process?"""
-    return _library is not None
+    return library.is_loaded()
 
 
 def soc() -> str | None:
@@ -146,18 +147,3 @@ def start_in_children() -> None:
     before = os.environ.get("PYTHONPATH", "")
     if folder not in before.split(os.pathsep):
         os.environ["PYTHONPATH"] = folder + os.pathsep + before if before else folder
-
-
-def runtime() -> ctypes.CDLL:
-    """The library that stands for CANN's. Raises SimulatorError if the simulated device does not run."""
-    if _library is None:
-        raise SimulatorError("the simulated device does not run in this process: import moe_graph.simulator")
-    return _library
-
-
-def kernel_calls() -> list[calls.KernelCall]:
-    """The calls of aclnnMoeReRouting so far (at most the last 65536), oldest first: what torch_npu's adapter handed to the kernel.
-
-    Raises SimulatorError if the simulated device does not run.
-    """
-    return calls.read(runtime())

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from moe_graph import compat
-from moe_graph.simulator import launches
-from moe_graph.simulator.device import runtime
-from moe_graph.simulator.errors import SimulatorError
+from moe_graph.foundation import compat
+from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime.errors import SimulatorError
+from moe_graph.simulator.runtime.library import runtime
 
 _MEMORY = "MOE_GRAPH_SIM_MEMORY_GB"
 _AICORE_EXCEPTION = 507015  # what a wait reports after a kernel has crashed

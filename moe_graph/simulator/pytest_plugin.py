@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 import moe_graph.simulator as simulator
-from moe_graph import product, testing
+from moe_graph import testing
+from moe_graph.foundation import product
 
 
 def pytest_report_header() -> str:

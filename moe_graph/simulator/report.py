@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from moe_graph.simulator import launches
-from moe_graph.simulator.device import kernel_calls, runtime
+from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime.calls import kernel_calls
+from moe_graph.simulator.runtime.library import runtime
 
 
 class Record:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_graph import compat, contract, product
+from moe_graph.foundation import compat, contract, product
 
 _FLOAT8 = [name for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)]
 _E8M0 = hasattr(torch, "float8_e8m0fnu")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moe_graph import product
+from moe_graph.foundation import product
 
 _PACKAGES = ("moe_graph", "torch", "torch_npu", "numpy", "protobuf")
 

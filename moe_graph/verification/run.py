@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from moe_graph import contract, fallback
-from moe_graph.contract import MoeReRoutingOutput
-from moe_graph.debug import first_difference
+from moe_graph.foundation import contract
+from moe_graph.foundation.contract import MoeReRoutingOutput
+from moe_graph.re_routing import fallback
+from moe_graph.re_routing.debug import first_difference
 from moe_graph.verification import grid
 
 _REPEATS = 5

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from family import distribute as reference
 from family.quantization import assert_quantized
-from moe_graph import compat
+from moe_graph.foundation import compat
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 TIMEOUT = 20

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import cases
 import moe_graph
-from moe_graph import autograd
+from moe_graph.re_routing import autograd
 
 operator = torch.ops.npu.npu_moe_re_routing.default
 

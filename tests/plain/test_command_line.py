@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from moe_graph import cann
+from moe_graph.foundation import cann
 
 on_simulator = pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed")
 

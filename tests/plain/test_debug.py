@@ -7,7 +7,7 @@ import torch
 
 import cases
 import moe_graph
-from moe_graph import fallback
+from moe_graph.re_routing import fallback
 
 
 def test_force_fallback_with_gradients_and_inference_mode(monkeypatch):
@@ -68,7 +68,7 @@ def test_nan_and_float8_compare_by_bits():
 
 
 def test_check_devices_is_a_switch():
-    from moe_graph import settings
+    from moe_graph.foundation import settings
 
     assert not settings.checks_devices()
     with moe_graph.check_devices():

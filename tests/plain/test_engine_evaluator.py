@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from graphs import Graph
-from moe_graph import cann
 from moe_graph.engine import GraphError, KernelError, Tensors, kernel, load_model, registry
 from moe_graph.engine.evaluator import observe
+from moe_graph.foundation import cann
 
 pytestmark = pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed")
 

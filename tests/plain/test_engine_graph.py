@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import cases
 from graphs import PROTO_NUMBERS, Graph, Type, as_bytes
-from moe_graph import cann
 from moe_graph.engine import GraphError, KernelError, Tensors, kernel, load_model, registry
+from moe_graph.foundation import cann
 
 pytestmark = pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed")
 

@@ -149,7 +149,7 @@ def test_tensors_on_two_devices():
 
 def test_an_attribute_is_no_bool():
     # The dispatcher turns True into 1; the Python checks see it where they are called directly.
-    from moe_graph import validation
+    from moe_graph.foundation import validation
 
     with pytest.raises(ValueError, match="idx_type must be one of 0, 1, got True"):
         validation.check_arguments(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int32), idx_type=True)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 import cases
 import moe_graph
 import reference
-from moe_graph import compat, index
+from moe_graph.foundation import compat
+from moe_graph.re_routing import index
 
 
 def check(outputs, tokens, counts, arguments):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moe_graph import compat
+from moe_graph.foundation import compat
 from versions import opcheck
 
 WORKER = Path(__file__).parents[1] / "family" / "distribute_worker.py"

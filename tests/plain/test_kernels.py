@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_graph import operators
 from moe_graph.engine import dtypes, kernels, registry
 
 assert kernels  # importing them registers them
@@ -309,8 +310,12 @@ def test_activation_gradients_are_autograds(ge_type):
 
 
 def test_every_kernel_says_what_it_computes():
+    """An operator's module does so itself: see test_house."""
+    declared = {kernel.type for operator in operators.every().values() for kernel in operator.ge}
     silent = [
-        name for name in registry.known_types() if not (registry.get(name).function.__doc__ or "").startswith("GE ")
+        name
+        for name in set(registry.known_types()) - declared
+        if not (registry.get(name).function.__doc__ or "").startswith("GE ")
     ]
     assert not silent
 

@@ -31,16 +31,16 @@ META = "plain/test_fake.py::test_meta_agrees_with_the_fallback"
 COMPOSED = "simulated/test_graph_mode.py::test_composed_lowering"
 MUTATIONS = {
     "no fallback registered": Mutation(
-        "moe_graph/registration.py", '"CompositeExplicitAutograd": fallback.re_routing,', "", RANDOM
+        "moe_graph/registration/register.py", '"CompositeExplicitAutograd": fallback.re_routing,', "", RANDOM
     ),
     "no fake implementation registered": Mutation(
-        "moe_graph/registration.py",
+        "moe_graph/registration/register.py",
         '"Meta": fake_re_routing,',
         "",
         "plain/test_registration.py::test_status_names_who_provides_what",
     ),
     "no autograd registered": Mutation(
-        "moe_graph/registration.py", '"Autograd": autograd.re_routing,', "", "plain/test_autograd.py"
+        "moe_graph/registration/register.py", '"Autograd": autograd.re_routing,', "", "plain/test_autograd.py"
     ),
     "no converter installed": Mutation(
         "converters/__init__.py",
@@ -49,31 +49,31 @@ MUTATIONS = {
         "simulated/test_graph_mode.py",
     ),
     "index off by one": Mutation(
-        "moe_graph/index.py", "torch.arange(num_tokens,", "torch.arange(1, num_tokens + 1,", RANDOM
+        "moe_graph/re_routing/index.py", "torch.arange(num_tokens,", "torch.arange(1, num_tokens + 1,", RANDOM
     ),
     "chunks not transposed": Mutation(
-        "moe_graph/index.py", "counts.t().contiguous().view(-1)", "counts.reshape(-1)", RANDOM
+        "moe_graph/re_routing/index.py", "counts.t().contiguous().view(-1)", "counts.reshape(-1)", RANDOM
     ),
     "scatter is gather": Mutation(
-        "moe_graph/index.py",
+        "moe_graph/re_routing/index.py",
         "gather_index(expert_token_num_per_rank.t(), num_tokens)",
         "gather_index(expert_token_num_per_rank, num_tokens)",
         RANDOM,
     ),
     "cumsum and count swapped": Mutation(
-        "moe_graph/contract.py", "CUMSUM, COUNT = 0, 1", "CUMSUM, COUNT = 1, 0", RANDOM
+        "moe_graph/foundation/contract.py", "CUMSUM, COUNT = 0, 1", "CUMSUM, COUNT = 1, 0", RANDOM
     ),
     "gather and scatter swapped": Mutation(
-        "moe_graph/contract.py", "GATHER, SCATTER = 0, 1", "GATHER, SCATTER = 1, 0", RANDOM
+        "moe_graph/foundation/contract.py", "GATHER, SCATTER = 0, 1", "GATHER, SCATTER = 1, 0", RANDOM
     ),
     "gradient by the same counts": Mutation(
-        "moe_graph/autograd.py",
+        "moe_graph/re_routing/autograd.py",
         "expert_token_num_per_rank.t().contiguous()",
         "expert_token_num_per_rank",
         "plain/test_autograd.py",
     ),
     "scales not moved": Mutation(
-        "moe_graph/fallback.py",
+        "moe_graph/re_routing/fallback.py",
         "permute_scales = take_rows(scales, gather, out_scales)",
         "permute_scales = scales.clone()",
         RANDOM,
@@ -85,7 +85,7 @@ MUTATIONS = {
         META,
     ),
     "counts of another sum accepted": Mutation(
-        "moe_graph/validation.py", "if total != num_tokens:", "if False:", "plain/test_fallback.py"
+        "moe_graph/foundation/validation.py", "if total != num_tokens:", "if False:", "plain/test_fallback.py"
     ),
     "idx_type of the node swapped": Mutation(
         "converters/moe_re_routing.py",

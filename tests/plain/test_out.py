@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cases
 import moe_graph
 import reference
-from moe_graph import contract
+from moe_graph.foundation import contract
 from versions import need_torch
 
 NAMES = moe_graph.MoeReRoutingOutput._fields

@@ -120,7 +120,7 @@ def test_unregister_and_register_again():
 
 
 def test_product_settings(monkeypatch):
-    from moe_graph import product
+    from moe_graph.foundation import product
 
     assert product.current_product().name == "A2"
     monkeypatch.setenv("MOE_GRAPH_PRODUCT", "950")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import moe_graph
-from moe_graph import cann
+from moe_graph.foundation import cann
 
 pytestmark = [
     pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed"),
     pytest.mark.skipif(cann.torch_npu_is_installed() and cann.is_present(), reason="a real CANN is on this machine"),
 ]
-SOURCES = Path(moe_graph.__file__).parent / "simulator"
+SOURCES = Path(moe_graph.__file__).parent / "simulator" / "runtime"
 START = "import moe_graph.simulator as s, torch; print(s.is_active(), torch.ones(3).npu().cpu().tolist())"
 STARTED = "True [1.0, 1.0, 1.0]\n"
 

@@ -14,7 +14,7 @@ import pytest
 
 import moe_graph
 
-SOURCES = Path(moe_graph.__file__).parent / "simulator"
+SOURCES = Path(moe_graph.__file__).parent / "simulator" / "runtime"
 HERE = Path(__file__).parent
 SANITIZERS = ["address,undefined", "thread"]
 ENVIRONMENT = {

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from moe_graph import cann
+from moe_graph.foundation import cann
 
 CHECKOUT = Path(__file__).parents[2]
 # Where setup.cfg says that the packages are; every tracked file below is part of the package.

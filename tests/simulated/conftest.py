@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import moe_graph
-from moe_graph import compat, engine
+from moe_graph import engine
+from moe_graph.foundation import compat
 
 # Before torch 2.7 the simulated device is exercised with the operator itself, eager and in graph mode. Older torch_npu and torchair lack
 # operators, arguments and dtypes that the other tests use, or ask CANN's folders for what they can.

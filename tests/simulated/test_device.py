@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch_npu  # noqa: F401
 
-from moe_graph import compat, simulator
+from moe_graph import simulator
+from moe_graph.foundation import compat
 from versions import need_torch
 
 
@@ -124,7 +125,8 @@ def test_properties_of_the_device():
 
 
 def test_a_wheel_of_another_torch_is_told_apart():
-    from moe_graph.simulator import SimulatorError, symbols
+    from moe_graph.simulator import SimulatorError
+    from moe_graph.simulator.runtime import symbols
 
     symbols._check_torch({"aclrtMalloc", "_ZN2ge10GEFinalizeEv"})
     for name in (

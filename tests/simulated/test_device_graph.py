@@ -7,9 +7,9 @@ import torchair
 from torchair.core import _torchair
 
 from cases import make, make_counts
-from moe_graph import compat
-from moe_graph.simulator import torchair_core
-from moe_graph.simulator.ir_definitions import ir_definition
+from moe_graph.foundation import compat
+from moe_graph.simulator.graph_mode import torchair_core
+from moe_graph.simulator.graph_mode.ir_definitions import ir_definition
 from reference import assert_matches
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from moe_graph import compat, registration
+from moe_graph.foundation import compat
+from moe_graph.registration import register as registration
 from versions import need_torch
 
 
@@ -25,4 +26,4 @@ def test_fake_and_fallback_are_ours(operator):
     need_torch(2, 9)  # the dispatcher names no files before
     for key in ("Meta", "CompositeExplicitAutograd"):
         lines = torch._C._dispatch_dump(operator.qualname).splitlines()
-        assert next(line for line in lines if line.startswith(key)).count("moe_graph/registration.py") == 1
+        assert next(line for line in lines if line.startswith(key)).count("moe_graph/registration/register.py") == 1

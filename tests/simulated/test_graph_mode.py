@@ -15,8 +15,8 @@ from torchair.ge import _ge_graph as ge_graph
 import cases
 import moe_graph
 import reference
-from moe_graph import contract
 from moe_graph.engine import GraphError, KernelError, registry
+from moe_graph.foundation import contract
 from versions import need_float8, need_tokens_dtype, need_torch
 
 

@@ -1,4 +1,4 @@
-"""Two copies of the kernel's limits agree: `moe_graph.product` (what the converter lowers by) and the simulated kernel (in C)."""
+"""Two copies of the kernel's limits agree: `foundation.product` (what the converter lowers by) and the simulated kernel (in C)."""
 
 import itertools
 import sys
@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch_npu
 
-from moe_graph import compat, product
-from moe_graph.engine.kernels.moe import moe_re_routing
+from moe_graph.engine.kernels.moe_re_routing import moe_re_routing
+from moe_graph.foundation import compat, product
 from versions import need_tokens_dtype
 
 A, H = 6, 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import opinfo
-from moe_graph.simulator import eager
+from moe_graph.simulator.eager import install as eager
 from versions import need_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of samples that are deprecated or odd on purpose

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from moe_graph import compat
-from moe_graph.simulator import build
+from moe_graph.foundation import compat
+from moe_graph.simulator.runtime import build
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is not None and compat.TORCH >= (2, 11),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import moe_graph
-from moe_graph.simulator import launches, report
+from moe_graph.simulator import report
+from moe_graph.simulator.runtime import launches
 
 
 def line(function, text):

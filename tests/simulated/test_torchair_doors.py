@@ -13,7 +13,7 @@ from torchair.configs.compiler_config import CompilerConfig
 import cases
 import moe_graph
 from moe_graph.engine import load_model
-from moe_graph.simulator.torchair_core import NeedsCann
+from moe_graph.simulator.graph_mode.torchair_core import NeedsCann
 
 COUNTS = cases.make_counts(2, 3, 10)
 

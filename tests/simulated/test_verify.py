@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import moe_graph
-from moe_graph import compat, contract
+from moe_graph.foundation import compat, contract
 from moe_graph.simulator import faults
 from moe_graph.verification import command, grid, run
 from moe_graph.verification.run import Implementation, Status

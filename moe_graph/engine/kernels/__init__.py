@@ -1,5 +1,10 @@
-"""Kernels by family. Importing this package registers them all; a kernel is a function, its signature the operator's definition."""
+"""Kernels by family: what GE alone has. Importing this package registers them, and those that `moe_graph.operators` declares.
 
+A kernel is a function, its signature the operator's definition.
+"""
+
+from moe_graph import operators
+from moe_graph.engine import registry
 from moe_graph.engine.kernels import (
     activation,
     cache_update,
@@ -11,11 +16,7 @@ from moe_graph.engine.kernels import (
     indexing,
     loss,
     matmul,
-    moe,
-    moe_compute,
-    moe_finalize,
-    moe_gating,
-    moe_routing,
+    moe_re_routing,
     movement,
     normalization,
     padding,
@@ -41,11 +42,7 @@ __all__ = [
     "indexing",
     "loss",
     "matmul",
-    "moe",
-    "moe_compute",
-    "moe_finalize",
-    "moe_gating",
-    "moe_routing",
+    "moe_re_routing",
     "movement",
     "normalization",
     "padding",
@@ -59,3 +56,7 @@ __all__ = [
     "spectral",
     "strided",
 ]
+
+for _operator in operators.every().values():
+    for _kernel in _operator.ge:
+        registry.kernel(_kernel.type, assigns=_kernel.assigns, family=_operator.room)(_kernel.function)

@@ -148,12 +148,3 @@ def layer_norm_grad_v3(
     """GE LayerNormGradV3: gradients of x, gamma and beta."""
     mask = [True, True, True]
     return aten.native_layer_norm_backward(dy, x, gamma.shape, mean, rstd, gamma, torch.zeros_like(gamma), mask)
-
-
-@kernel("RmsNorm")
-def rms_norm(x: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """GE RmsNorm: x / sqrt(mean(x^2) + epsilon) * gamma over the last dimensions, those of gamma, and that root's inverse (float32)."""
-    dimensions = tuple(range(-gamma.dim(), 0))
-    wide = x.float()
-    rstd = torch.rsqrt(wide.square().mean(dimensions, keepdim=True) + epsilon)
-    return (wide * rstd * gamma.float()).to(x.dtype), rstd

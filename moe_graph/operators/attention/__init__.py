@@ -1,0 +1,1 @@
+"""Attention over whole, packed and paged sequences."""

@@ -1,0 +1,1 @@
+"""Writes to key/value caches, and reads from them."""

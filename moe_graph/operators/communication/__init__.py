@@ -1,0 +1,1 @@
+"""Compute with communication: dispatch and combine of an expert-parallel layer."""

@@ -1,0 +1,132 @@
+"""How an operator is declared: one `Operator` holds its schema, its reference, its kernels by dispatch key and the GE types it lowers to.
+
+From that one declaration come the any-device fallback and the fake implementation (`moe_graph.register`), the kernel on NPU tensors
+(the simulated device), the kernels of the host engine, and the operator's row in the documents.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_graph.foundation import compat
+from moe_graph.operators.ge import GeKernel
+
+NAMESPACE = "npu"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator `npu::NAME`.
+
+    Attributes:
+        schema: torch_npu's, which is in force where torch_npu defines the operator; with `kernels` it is defined where torch_npu does
+            not. Of an operator that torch_npu alone defines, the name is enough: "npu_rms_norm", "scatter_update_"
+        reference: computes it on CPU tensors, with the schema's parameters
+        kernels: dispatch key -> kernel, which `moe_graph.register` registers over what is there; empty where torch_npu alone defines the
+            operator. CompositeExplicitAutograd serves each device that has no kernel of its own, so torch_npu's (PrivateUse1) keeps
+            precedence
+        ge: the GE types that torchair lowers it to, each with its kernel
+    """
+
+    schema: str
+    reference: Callable
+    kernels: Mapping[str, Callable] = field(default_factory=dict)
+    ge: tuple[GeKernel, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name without the namespace, with the overload's if it is not the default one: "npu_grouped_matmul.List"."""
+        return self.schema.partition("(")[0]
+
+    @property
+    def qualname(self) -> str:
+        """The name with the namespace."""
+        return f"{NAMESPACE}::{self.name}"
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        """The operator now in force, torch_npu's or ours. Looked up at each use: loading torch_npu replaces it."""
+        name, _, overload = self.name.partition(".")
+        return getattr(getattr(torch.ops.npu, name), overload or "default")
+
+    @property
+    def room(self) -> str:
+        """The folder of the operator's module: "moe", "attention"."""
+        return self.reference.__module__.split(".")[-2]
+
+    @property
+    def document(self) -> str:
+        """The docstring of the operator's module: shapes, modes, dtypes, source."""
+        return sys.modules[self.reference.__module__].__doc__ or ""
+
+
+def declare(
+    schema: str,
+    *,
+    fake: Callable,
+    fallback: Callable,
+    differentiable: bool = False,
+    autograd: Callable | None = None,
+    ge: Sequence[GeKernel] = (),
+) -> Operator:
+    """An operator of the MoE layer, which works without torch_npu, too: with a fake implementation and an any-device fallback.
+
+    Args:
+        schema: of the operator, without its namespace.
+        fake: the fake implementation.
+        fallback: the kernel for any device; the reference.
+        differentiable: the fallback is composed of operators that torch differentiates; its gradient is theirs. A gradient that
+            torch_npu has for NPU tensors keeps precedence.
+        autograd: the kernel under Autograd of an operator that records a gradient of its own.
+        ge: the GE types it lowers to.
+    """
+    kernels: dict[str, Callable] = {"CompositeExplicitAutograd": fallback, "Meta": fake}
+    operator = Operator(schema, fallback, kernels, tuple(ge))
+    if differentiable:
+        kernels["Autograd"] = _composed_gradient(operator, fallback)
+    if autograd is not None:
+        kernels["Autograd"] = autograd
+    return operator
+
+
+def of_torch_npu(name: str, reference: Callable, *, ge: Sequence[GeKernel] = ()) -> Operator:
+    """An operator that torch_npu alone defines: schema, fake implementation and gradient are torch_npu's; the reference computes it.
+
+    Args:
+        name: without its namespace, with the overload's if it is not the default one.
+        reference: takes the schema's parameters, on CPU tensors; a ScalarType comes as a torch.dtype.
+        ge: the GE types it lowers to.
+    """
+    return Operator(name, reference, ge=tuple(ge))
+
+
+def _composed_gradient(operator: Operator, fallback: Callable) -> Callable:
+    """The kernel under Autograd: with a gradient to record it is the fallback's own operators that are recorded."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((*args, *kwargs.values()))):
+            return fallback(*args, **kwargs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.overload(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = f"{operator.name.replace('.', '_')}_autograd"
+    return call
+
+
+def _tensors(values: tuple) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(tuple(value))
+
+
+def is_defined(operator: Operator) -> bool:
+    """Has anybody defined the operator's schema?"""
+    return compat.schema_of(operator.qualname) is not None

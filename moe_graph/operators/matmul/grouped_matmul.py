@@ -1,0 +1,293 @@
+"""`npu_grouped_matmul(x, weight, ...)`: y_i = x_i @ weight_i + bias_i for groups i of differing size.
+
+    group_type  -1 (x_i, weight_i, y_i are separate tensors)   0 (the rows M of x are grouped)   2 (its columns K are)
+    group_type   0: x [M, K] or a list of [M_i, K], weight [G, K, N] or a list of [K, N] -> y [M, N]
+    group_type   2: x [M, K], weight [K, N] -> y [G, M, N]; a list of weights [K_i, N] -> a list of y [M, N]
+    group_list   sizes along the grouped dimension: 0 their running sum, 1 the sizes, 2 pairs (group, size) in the order of the rows
+    int8 x:      y = (x @ weight + int32 bias) * scale * per_token_scale + floating point bias, then act_type
+    int8 weight: y = x @ ((weight + antiquant_offset) * antiquant_scale) + bias
+
+Sources: the operator's page in the torch_npu documentation; the documents of aclnnGroupedMatmulV4 and V5; torch_npu's fake
+implementation for shapes and dtypes. Accumulation is float32 (exact for int8), rounded once. Rows of x beyond the last group, which
+a padded buffer has, are 0 here and not written on a device. Not served: int4, float4 and float8 types, scales of int64 (int8 results).
+
+The groups are separate products, so the fallback reads group_list on the host: on a device other than the CPU that is one
+synchronization. The gradient is made of the operator itself and reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_graph.operators import dtypes
+from moe_graph.operators.declaration import declare
+from moe_graph.operators.ge import GeKernel, Tensors
+from moe_graph.operators.matmul.grouped_matmul_checks import (
+    ACTIVATIONS,
+    CUMSUM,
+    KEY_VALUE,
+    Axis,
+    Form,
+    Options,
+    check,
+    check_arguments,
+)
+from moe_graph.operators.matmul.grouped_matmul_gradient import grouped_matmul_autograd
+
+# |int8 * int8| <= 2 ** 14, so sums of so many products are whole numbers that float32 holds exactly, in whatever order they are added.
+_EXACT_PRODUCTS = 1024
+
+
+def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
+    """Outputs by the form of the call; the values of group_list are not looked at."""
+    options = Options(**keywords)
+    form = check_arguments(x, weight, options)
+    if form.axis is Axis.COLUMNS:
+        rows, width = x[0].shape[0], weight[0].shape[-1]
+        if form.joined:
+            return [x[0].new_empty((_listed(options).shape[0], rows, width), dtype=form.dtype)]
+        return [x[0].new_empty((rows, matrix.shape[-1]), dtype=form.dtype) for matrix in weight]
+    if form.joined:
+        total = sum(matrix.shape[0] for matrix in x)
+        return [x[0].new_empty((total, weight[0].shape[-1]), dtype=form.dtype)]
+    if form.axis is Axis.ROWS:  # one x and a group_list of integers
+        assert options.group_list is not None
+        sizes = [stop - start for start, stop in _between([0, *options.group_list])]
+        shapes = [(size, matrix.shape[-1]) for size, matrix in zip(sizes, weight)]
+        return [x[0].new_empty(shape, dtype=form.dtype) for shape in shapes]
+    return [a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=form.dtype) for a, b in zip(x, weight)]
+
+
+def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
+    """The products, as the module's document says; the keyword arguments are the operator's.
+
+    Raises ValueError as `check_arguments`, and for a group_list whose values do not fit x.
+    """
+    options = Options(**keywords)
+    form = check_arguments(x, weight, options)
+    if form.axis is Axis.COLUMNS:
+        return _by_columns(x[0], weight, form, options)
+    if form.axis is Axis.ROWS:
+        return _by_rows(x, weight, form, options)
+    outputs = []
+    for index, (a, b) in enumerate(zip(x, weight)):
+        rows = a.reshape(-1, a.shape[-1])
+        output = rows.new_empty((rows.shape[0], b.shape[-1]), dtype=form.dtype)
+        _product(rows, index, weight, form, options, output)
+        outputs.append(output.view(*a.shape[:-1], b.shape[-1]))
+    return outputs
+
+
+def _by_rows(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, options: Options) -> list[Tensor]:
+    total = sum(len(matrix) for matrix in x)
+    groups = form.groups(weight)
+    if options.group_list is None:
+        segments = [(start, stop, i) for i, (start, stop) in enumerate(_between(_running([len(m) for m in x])))]
+    else:
+        segments = list(_segments(options, total, groups))
+        if len(x) > 1 and [stop - start for start, stop, _ in segments] != [len(matrix) for matrix in x]:
+            check.refuse("group_list", "the first sizes of x", [stop - start for start, stop, _ in segments])
+    if form.joined:
+        joined = x[0].new_empty((total, weight[0].shape[-1]), dtype=form.dtype)
+        joined[segments[-1][1] if segments else 0 :] = 0
+        outputs = [joined[start:stop] for start, stop, _ in segments]
+    else:
+        shapes = [(stop - start, weight[index].shape[-1]) for start, stop, index in segments]
+        outputs = [x[0].new_empty(shape, dtype=form.dtype) for shape in shapes]
+    for position, ((start, stop, index), output) in enumerate(zip(segments, outputs)):
+        if stop > start:
+            rows = x[position] if len(x) > 1 else x[0][start:stop]
+            tokens = options.per_token_scale[0][start:stop] if options.per_token_scale else None
+            _product(rows, index, weight, form, options, output, tokens)
+    return [joined] if form.joined else outputs
+
+
+def _by_columns(x: Tensor, weight: Sequence[Tensor], form: Form, options: Options) -> list[Tensor]:
+    if not form.joined:
+        parts = x[:, : sum(len(matrix) for matrix in weight)].split([len(matrix) for matrix in weight], dim=1)
+        outputs = [x.new_empty((len(x), matrix.shape[-1])) for matrix in weight]
+        for part, matrix, output in zip(parts, weight, outputs):
+            _multiply(part, matrix, output)
+        return outputs
+    groups = _listed(options).shape[0]
+    output = x.new_zeros((groups, len(x), weight[0].shape[-1]))
+    for start, stop, index in _segments(options, x.shape[1], groups):
+        if stop > start:
+            _multiply(x[:, start:stop], weight[0][start:stop], output[index])
+    return [output]
+
+
+def _listed(options: Options) -> Tensor:
+    """group_list of a call that takes it as a tensor only, which has been checked."""
+    assert isinstance(options.group_list, Tensor)
+    return options.group_list
+
+
+def _segments(options: Options, total: int, groups: Any) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, group) of each product along the grouped dimension of `total` elements, empty ones too."""
+    listed = options.group_list
+    values: list[Any] = listed.tolist() if isinstance(listed, Tensor) else list(listed or ())
+    order: Sequence[int] = range(groups)
+    if options.group_list_type == KEY_VALUE:
+        order, sizes = [key for key, _ in values], [size for _, size in values]
+        used = [key for key, size in values if size]
+        if len(set(used)) != len(used) or any(not 0 <= key < groups for key in used):
+            check.refuse("group_list", f"pairs with different groups from 0 to {groups - 1}", values)
+    elif options.group_list_type in (None, CUMSUM):
+        sizes = [stop - start for start, stop in _between([0, *values])]
+    else:
+        sizes = values
+    if any(size < 0 for size in sizes) or sum(sizes) > total:
+        what = "non-negative and non-decreasing" if options.group_list_type in (None, CUMSUM) else "non-negative sizes"
+        check.refuse("group_list", f"{what}, up to x's {total} in all", values)
+    for (start, stop), group in zip(_between(_running(sizes)), order):
+        yield start, stop, group
+
+
+def _running(sizes: Sequence[int]) -> list[int]:
+    ends = [0]
+    for size in sizes:
+        ends.append(ends[-1] + size)
+    return ends
+
+
+def _between(bounds: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return zip(bounds, bounds[1:])
+
+
+def _product(
+    x: Tensor,
+    index: int,
+    weight: Sequence[Tensor],
+    form: Form,
+    options: Options,
+    output: Tensor,
+    token_scale: Tensor | None = None,
+) -> None:
+    """One group's rows [m, K] times weight `index`, into `output` [m, N]. token_scale: per_token_scale of these rows."""
+
+    def of_group(tensors: Sequence[Tensor] | None) -> Tensor | None:
+        return None if not tensors else tensors[0][index] if form.stacked else tensors[index]
+
+    matrix, bias = weight[0][index] if form.stacked else weight[index], of_group(options.bias)
+    if x.dtype != torch.int8:
+        if form.quantized:
+            offset, scale = of_group(options.antiquant_offset), of_group(options.antiquant_scale)
+            matrix = (matrix.float() if offset is None else matrix + offset.float()) * scale.float()  # type: ignore[union-attr]
+        _multiply(x, matrix, output, bias)
+        return
+    y = _exact_product(x, matrix)
+    if bias is not None and bias.dtype == torch.int32:
+        y, bias = y.to(torch.int32) + bias, None
+    scale = of_group(options.scale)
+    if scale is not None:
+        y = y.float() * scale.float()
+        if token_scale is not None:
+            y *= token_scale.unsqueeze(1)
+        y = ACTIVATIONS[options.act_type or 0](y if bias is None else y + bias.float())
+    output.copy_(y)
+
+
+def _multiply(x: Tensor, weight: Tensor, output: Tensor, bias: Tensor | None = None) -> None:
+    """x @ weight + bias in float32, rounded once into `output`."""
+    direct = x.dtype == weight.dtype == output.dtype == torch.float32
+    y = output if direct else output.new_empty(output.shape, dtype=torch.float32)
+    if bias is None:
+        torch.mm(x.float(), weight.float(), out=y)
+    else:
+        torch.addmm(bias.float(), x.float(), weight.float(), out=y)
+    if not direct:
+        output.copy_(y)
+
+
+def _exact_product(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 [M, K] @ int8 [K, N] -> the exact sums [M, N], by float32 products short enough to be exact; int32 if K needs several."""
+    starts = range(0, x.shape[1], _EXACT_PRODUCTS)
+    if len(starts) <= 1:
+        return torch.mm(x.float(), weight.float())
+    parts = ((x[:, i : i + _EXACT_PRODUCTS].float(), weight[i : i + _EXACT_PRODUCTS].float()) for i in starts)
+    total = torch.zeros((x.shape[0], weight.shape[1]), dtype=torch.int32, device=x.device)
+    for left, right in parts:
+        total += torch.mm(left, right).to(torch.int32)
+    return total
+
+
+# GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open.
+_GE_DTYPES = {0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
+
+
+def _given(tensors: Tensors) -> Tensors | None:
+    return None if len(tensors) == 1 and tensors[0].shape == (0,) else tensors or None
+
+
+def _ge_grouped_matmul(
+    x: Tensors,
+    weight: Tensors,
+    bias: Tensors,
+    scale: Tensors,
+    offset: Tensors,
+    antiquant_scale: Tensors,
+    antiquant_offset: Tensors,
+    group_list: Tensor | None = None,
+    per_token_scale: Tensor | None = None,
+    *,
+    split_item: int = 0,
+    dtype: int = 0,
+    transpose_weight: bool = False,
+    transpose_x: bool = False,
+    group_type: int = -1,
+    group_list_type: int = 0,
+    act_type: int = 0,
+    tuning_config: list | None = None,
+) -> list[Tensor]:
+    """GE GroupedMatmul. A dynamic input that is left out comes as one tensor of no elements; matrices come as they are, never
+    transposed by an attribute. With group_type -1 a group_list is the one that was given as integers."""
+    if transpose_weight or transpose_x:
+        raise ValueError("transpose_weight and transpose_x must be false, as torchair sets them")
+    listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
+    return grouped_matmul(
+        x,
+        weight,
+        bias=_given(bias),
+        scale=_given(scale),
+        offset=_given(offset),
+        antiquant_scale=_given(antiquant_scale),
+        antiquant_offset=_given(antiquant_offset),
+        per_token_scale=None if per_token_scale is None else [per_token_scale],
+        group_list=listed,
+        split_item=split_item,
+        group_type=group_type,
+        group_list_type=group_list_type,
+        act_type=act_type,
+        output_dtype=dtypes.to_number(_GE_DTYPES[dtype]) if x[0].dtype == torch.int8 else None,
+    )
+
+
+_COMMON = (
+    "Tensor[] x, Tensor[] weight, *, Tensor[]? bias=None, Tensor[]? scale=None, Tensor[]? offset=None, "
+    "Tensor[]? antiquant_scale=None, Tensor[]? antiquant_offset=None, Tensor[]? per_token_scale=None"
+)
+_ACTIVATION = (
+    "Tensor[]? activation_input=None, Tensor[]? activation_quant_scale=None, Tensor[]? activation_quant_offset=None, "
+    "int? split_item=0, int? group_type=None, int? group_list_type=0, int? act_type=0"
+)
+
+OPERATOR = declare(
+    f"npu_grouped_matmul({_COMMON}, Tensor? group_list=None, {_ACTIVATION}, int[]? tuning_config=None, "
+    "int? output_dtype=None, int? x_dtype=None, int? weight_dtype=None, int? scale_dtype=None, "
+    "int? per_token_scale_dtype=None) -> Tensor[]",
+    fake=fake,
+    fallback=grouped_matmul,
+    autograd=grouped_matmul_autograd,
+    ge=[GeKernel("GroupedMatmul", _ge_grouped_matmul)],
+)
+LIST_OPERATOR = declare(
+    f"npu_grouped_matmul.List({_COMMON}, int[]? group_list=None, {_ACTIVATION}, ScalarType? output_dtype=None) -> Tensor[]",
+    fake=fake,
+    fallback=grouped_matmul,
+    autograd=grouped_matmul_autograd,
+)

@@ -1,0 +1,1 @@
+"""Normalizations, alone and fused with what comes before or after."""

@@ -1,0 +1,1 @@
+"""To int8 and smaller types, and back."""

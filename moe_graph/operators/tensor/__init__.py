@@ -1,0 +1,1 @@
+"""Casts, formats and status: what moves or describes a tensor and computes nothing."""

@@ -1,0 +1,39 @@
+"""The index computation of the operator: prefix sums over N x E chunks, then one pass over A. No loop, no device sync.
+
+Memory is O(A + N*E). Positions are computed in the dtype of the counts, which holds A, and returned as int32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_graph.foundation import contract
+
+
+def gather_index(expert_token_num_per_rank: Tensor, num_tokens: int) -> Tensor:
+    """Source position of every destination position: `permute_tokens[d] == tokens[gather_index[d]]`. int32 [A]
+
+    Inside a chunk source and destination advance together, so the distance between them is one number per chunk: the difference of
+    the chunk's ends in the two orders. Repeated over the chunk's tokens it leads from every destination position to its source.
+    """
+    counts = expert_token_num_per_rank  # [N, E]: its rows are the source order
+    ranks, experts = counts.shape
+    by_expert = counts.t().contiguous().view(-1)  # [E*N]: chunk sizes in destination order
+    source_ends = counts.reshape(-1).cumsum(0, dtype=counts.dtype).view(ranks, experts)
+    ends = by_expert.cumsum(0, dtype=counts.dtype)
+    ends.view(experts, ranks).sub_(source_ends.t())  # now destination - source
+    distance = ends.index_select(0, torch.repeat_interleave(by_expert, output_size=num_tokens))
+    index = torch.arange(num_tokens, dtype=counts.dtype, device=counts.device).sub_(distance)
+    return index.to(contract.INDEX_DTYPE)
+
+
+def scatter_index(expert_token_num_per_rank: Tensor, num_tokens: int) -> Tensor:
+    """Destination position of every source position: the gather index of the inverse, which has the transposed counts. int32 [A]"""
+    return gather_index(expert_token_num_per_rank.t(), num_tokens)
+
+
+def expert_token_num(expert_token_num_per_rank: Tensor, expert_token_num_type: int) -> Tensor:
+    """Tokens per expert [E] (count mode), or their inclusive running sum (cumsum mode), in the dtype of the counts."""
+    num = expert_token_num_per_rank.sum(0, dtype=expert_token_num_per_rank.dtype)
+    return num.cumsum(0, dtype=num.dtype) if expert_token_num_type == contract.CUMSUM else num

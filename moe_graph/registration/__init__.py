@@ -1,0 +1,1 @@
+"""Who registers what, and when; and what is registered, from whom."""

@@ -1,0 +1,1 @@
+"""The backend hccl of torch.distributed, by gloo on the same memory."""

@@ -1,0 +1,1 @@
+"""Eager operators on NPU tensors, by functions on CPU tensors."""

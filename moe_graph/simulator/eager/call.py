@@ -1,0 +1,196 @@
+"""One operator on NPU tensors, by a function on CPU tensors: the way that all eager operators go.
+
+The CPU's function gets views of the same memory. What it changes is changed; a result that is one of its arguments, or lies in their
+memory, is that again on the NPU; what is fresh becomes a new NPU tensor. Devices and generators are translated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_graph.foundation import compat
+from moe_graph.simulator.eager import random_numbers as eager_random
+from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, HOST_RESULTS
+from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
+
+_CPU = torch.device("cpu")
+_NOT_RESIZABLE = "resize storage that is not resizable"
+
+
+class Operator:
+    """How one operator of the dispatcher is served for NPU tensors.
+
+    `function`: what computes it, on CPU tensors; by default the operator itself. Calling raises what that raises, and RuntimeError
+    if tensors of several devices are mixed where a device refuses it.
+    """
+
+    def __init__(self, overload: torch._ops.OpOverload, function: Callable[..., Any] | None = None) -> None:
+        schema = overload._schema
+        qualified = qualified_name(overload)
+        self._overload = overload
+        self._function = overload if function is None else _with_dtypes(function, schema)
+        self._across = qualified in ACROSS_DEVICES
+        self._host_results = HOST_RESULTS.get(qualified, ())
+        self._position = eager_random.generator_position(overload)
+        self._draws = self._position is not None or torch.Tag.nondeterministic_seeded in overload.tags
+        self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        for observe in launches.observers:
+            observe(self._overload, args, kwargs)
+        if (
+            compat.is_cpu_autocast_enabled()
+        ):  # the NPU's dtypes are settled already, the CPU's autocast must not change them
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_CPU):
+                return self._call(args, kwargs)
+        return self._call(args, kwargs)
+
+    def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._run(_Tensors(self._overload, self._across), args, kwargs)
+        except RuntimeError as error:
+            if not self._outs or _NOT_RESIZABLE not in str(error):
+                raise
+        # An out= tensor must grow: it is computed in new memory, and copied.
+        return self._run(_Tensors(self._overload, self._across, self._outs), args, kwargs)
+
+    def _run(self, tensors: _Tensors, args: tuple, kwargs: dict[str, Any]) -> Any:
+        cpu_args = [tensors.to_cpu(value) for value in args]
+        cpu_kwargs = {name: tensors.to_cpu(value, name) for name, value in kwargs.items()} if kwargs else kwargs
+        asked = kwargs.get("device")
+        if asked is None:
+            device = tensors.device or torch.device("npu", torch.npu.current_device())
+        else:
+            asked = torch.device(asked)
+            cpu_kwargs["device"] = _CPU
+            unnumbered = asked.type == "npu" and asked.index is None
+            device = torch.device("npu", torch.npu.current_device()) if unnumbered else asked
+        if self._draws and device.type == "npu":
+            given = kwargs.get("generator")
+            if given is None and self._position is not None and self._position < len(args):
+                given = args[self._position]
+            generator = eager_random.cpu_generator(given, device)
+            result = eager_random.draw(self._function, cpu_args, cpu_kwargs, self._position, generator)
+        else:
+            result = self._function(*cpu_args, **cpu_kwargs)
+        tensors.write_back()
+        if isinstance(result, Tensor):
+            return tensors.to_device(result, device)
+        if isinstance(result, (list, tuple)):
+            # A named tuple of torch becomes a plain one: the dispatcher names it again.
+            return (list if isinstance(result, list) else tuple)(
+                item if position in self._host_results else tensors.to_device(item, device)
+                for position, item in enumerate(result)
+            )
+        return result
+
+
+def _with_dtypes(function: Callable[..., Any], schema: torch._C.FunctionSchema) -> Callable[..., Any]:
+    """The dispatcher hands dtypes over as their numbers; an operator takes those, a function of ours gets dtypes."""
+    names = [argument.name for argument in schema.arguments]
+    dtypes = [name for name, argument in zip(names, schema.arguments) if "ScalarType" in str(argument.real_type)]
+    if not dtypes:
+        return function
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args = tuple(as_dtype(value) if name in dtypes else value for name, value in zip(names, args))
+        return function(*args, **{name: as_dtype(value) if name in dtypes else value for name, value in kwargs.items()})
+
+    return call
+
+
+def as_dtype(value: Any) -> Any:
+    """The dtype of torch's number for it; what is no number stays as it is. Raises RuntimeError for a number torch has not."""
+    return torch.ops.aten.empty([0], dtype=value).dtype if isinstance(value, int) else value
+
+
+def qualified_name(overload: torch._ops.OpOverload) -> str:
+    """ "aten::add.Tensor"; without a suffix for the default overload."""
+    schema = overload._schema
+    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+
+
+class _Tensors:
+    """NPU tensors of one call and their CPU views. `device`: that of the first NPU tensor. `fresh`: arguments not to share."""
+
+    __slots__ = ("_overload", "_across", "_fresh", "_pairs", "device")
+
+    def __init__(self, overload: torch._ops.OpOverload, across: bool, fresh: tuple[str, ...] = ()) -> None:
+        self._overload = overload
+        self._across = across
+        self._fresh = fresh
+        self._pairs: list[tuple[Tensor, Tensor, torch.Size, bool]] = []
+        self.device: torch.device | None = None
+
+    def to_cpu(self, value: Any, name: str = "") -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor_to_cpu(value, name in self._fresh)
+        if isinstance(value, (list, tuple)):
+            return [self.to_cpu(item, name) for item in value]
+        return value
+
+    def _tensor_to_cpu(self, tensor: Tensor, fresh: bool) -> Tensor:
+        if tensor.is_cpu:
+            if tensor.dim() and not self._across:
+                self._refuse(tensor, self.device or "npu")
+            return tensor
+        for npu, cpu, _, _ in self._pairs:
+            if npu is tensor:
+                return cpu
+        device = tensor.device
+        if device.type != "npu":
+            self._refuse(tensor, self.device or "npu")
+        if self.device is None:
+            self.device = device
+        elif device != self.device and tensor.dim() and not self._across:
+            self._refuse(tensor, self.device)
+        if fresh:
+            view = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        else:
+            view = borrowed_view(tensor)
+        self._pairs.append((tensor, view, tensor.size(), fresh))
+        return view
+
+    def _refuse(self, tensor: Tensor, other: object) -> None:
+        raise RuntimeError(
+            f"{self._overload}: expected all tensors to be on the same device, but one {tuple(tensor.shape)} "
+            f"is on {tensor.device} and another on {other}"
+        )
+
+    def write_back(self) -> None:
+        """An out= tensor that was resized in its memory: so is the caller's. One computed in new memory: resize and copy."""
+        for npu, cpu, shape, fresh in self._pairs:
+            if not fresh and cpu.shape == shape:
+                continue
+            if not fresh and cpu.untyped_storage().data_ptr() == npu.untyped_storage().data_ptr():
+                npu.set_(npu.untyped_storage(), cpu.storage_offset(), cpu.size(), cpu.stride())
+                continue
+            if cpu.shape != shape:
+                npu.resize_(cpu.shape)
+                npu.set_(npu.untyped_storage(), 0, cpu.size(), cpu.stride())  # not as_strided_: it crashes in torch 2.5
+            borrowed_view(npu).copy_(cpu)
+
+    def to_device(self, value: Any, device: torch.device) -> Any:
+        if isinstance(value, Tensor):
+            for npu, cpu, _, _ in self._pairs:
+                if cpu is value:
+                    return npu
+            if device.type != "npu" or not value.is_cpu:
+                return value
+            if value.layout == torch.strided:
+                start = value.untyped_storage().data_ptr()
+                for npu, _, _, fresh in self._pairs:
+                    if start and not fresh and npu.untyped_storage().data_ptr() == start:
+                        return npu_alias(value, npu)
+            return to_npu(value, device)
+        if isinstance(value, (list, tuple)):
+            return [self.to_device(item, device) for item in value]
+        return value
+
+
+_AUTOCAST_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)

@@ -1,0 +1,197 @@
+"""Eager operators on NPU tensors, by the CPU's kernels.
+
+Every operator that torch_npu registers for its device is served: those of aten by the CPU's kernel, torch_npu's own by the functions
+of `moe_graph.operators`. A kernel is made at the first call of its operator, the start only puts its name down. What stays
+torch_npu's own, and other exceptions: `eager_operators`. Operators that torch_npu does not register go on the way they go on an NPU:
+composed of others, or by torch_npu's own fallback to the CPU, with its warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._guards import detect_fake_mode
+
+from moe_graph.foundation import compat
+from moe_graph.simulator.eager.call import Operator
+from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, VIEWS_IN_PLACE
+from moe_graph.simulator.runtime import launches
+
+_KEY = "PrivateUse1"
+_AUTOGRAD_KEY = "AutogradPrivateUse1"
+_COMPUTED = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
+_CUSTOM = ("npu", "atb")
+_libraries: list[torch.library.Library] = []
+_registered: list[str] = []
+
+
+def install() -> None:
+    """Register kernels for NPU tensors over torch_npu's own, as the module says. Idempotent."""
+    if _libraries:
+        return
+    spaces = {space: torch.library.Library(space, "IMPL") for space in ("aten", *_CUSTOM)}
+    _libraries.extend(spaces.values())
+    queued = _is_queued()
+    _registered.extend(torch._C._dispatch_get_registrations_for_dispatch_key(_KEY))
+    for qualified in _registered:
+        space = qualified.partition("::")[0]
+        if space not in spaces or qualified in KEPT:
+            continue
+        make = _server(qualified)
+        if make is not None:
+            # Library.impl looks every name up again; that is most of the time that 1,800 names would take.
+            spaces[space].m.impl(qualified.partition("::")[2], _KEY, _lazily(make, queued))
+    for qualified in COMPOSED:
+        name = qualified.partition("::")[2]
+        spaces["aten"].m.impl(name, _AUTOGRAD_KEY, _composed(qualified))
+
+
+def _server(qualified: str) -> Callable[[], Callable[..., Any]] | None:
+    """What makes the kernel of an operator; None if torch_npu's own stays."""
+    name, _, overload_name = qualified.partition(".")
+    try:
+        schema = torch._C._get_schema(name, overload_name)
+    except RuntimeError:
+        return None  # a kernel with no operator: torch_npu registers some under aten that are declared under npu
+    if is_view(schema) or name in VIEWS_IN_PLACE:
+        return None
+    if _is_computed(qualified):
+        return functools.partial(_by_cpu, qualified)
+    own = compat.kernel_below(qualified, _KEY)
+    if own is None and _function(qualified) is None:
+        return None  # this torch has no way to call torch_npu's own from another: it stays, and its error names CANN's operator
+    return functools.partial(_custom, qualified, own)
+
+
+def _is_computed(qualified: str) -> bool:
+    """Has an operator of aten a kernel for CPU tensors?"""
+    return qualified.startswith("aten::") and any(
+        torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key) for key in _COMPUTED
+    )
+
+
+def is_view(schema: torch._C.FunctionSchema) -> bool:
+    """Does the operator return a view of an argument?"""
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns)
+
+
+def _lazily(make: Callable[[], Callable[..., Any]], queued: bool) -> Callable[..., Any]:
+    """A kernel for the dispatcher that makes what it calls when it is called first."""
+    operator: Callable[..., Any] | None = None
+
+    @compat.untraced
+    def simulated(*args: Any, **kwargs: Any) -> Any:
+        nonlocal operator
+        if queued:
+            # With torch_npu's task queue on, launches may wait in it still; the memory is not ready. Their errors surface here.
+            torch.npu.synchronize()
+        if operator is None:
+            operator = make()
+        return operator(args, kwargs)
+
+    return simulated
+
+
+def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The kernel of one operator for NPU tensors: what the operator is on the CPU, on the same memory."""
+    return _lazily(lambda: Operator(overload), _is_queued())
+
+
+def coverage() -> dict[str, str]:
+    """Who serves each operator that torch_npu registers for its device: "cpu", "function" (of ours), "torch_npu" or "" (nobody).
+
+    "torch_npu": its own kernels of memory and views, which need no computation. Left out: names that the dispatcher has no operator
+    of, and communication.
+    """
+    found = {}
+    for qualified in _registered:
+        name, _, overload_name = qualified.partition(".")
+        try:
+            schema = torch._C._get_schema(name, overload_name)
+        except RuntimeError:
+            continue
+        if qualified.partition("::")[0] not in ("aten", *_CUSTOM):
+            continue
+        if qualified in KEPT or is_view(schema) or name in VIEWS_IN_PLACE:
+            found[qualified] = "torch_npu"
+        elif _function(qualified) is not None:
+            found[qualified] = "function"
+        else:
+            found[qualified] = "cpu" if _is_computed(qualified) else ""
+    return found
+
+
+def _is_queued() -> bool:
+    return os.environ.get("TASK_QUEUE_ENABLE", "1") != "0"
+
+
+def _overload(qualified: str) -> torch._ops.OpOverload:
+    space, _, name = qualified.partition("::")
+    packet, _, overload_name = name.partition(".")
+    return getattr(getattr(getattr(torch.ops, space), packet), overload_name or "default")
+
+
+def _by_cpu(qualified: str) -> Operator:
+    from moe_graph.simulator.eager import aten_operators
+
+    return Operator(_overload(qualified), aten_operators.FUNCTIONS.get(qualified))
+
+
+def _custom(qualified: str, own: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The kernel of an operator that the CPU lacks: our function, or torch_npu's own with an error that names the operator."""
+    overload = _overload(qualified)
+    function = _function(qualified)
+    return Operator(overload, function) if function is not None else _Missing(overload, own)
+
+
+def _function(qualified: str) -> Callable[..., Any] | None:
+    """Our function on CPU tensors of an operator."""
+    from moe_graph.simulator.eager import aten_operators, npu_operators
+
+    return npu_operators.FUNCTIONS.get(qualified) or aten_operators.FUNCTIONS.get(qualified)
+
+
+class _Missing:
+    """torch_npu's own kernel: its checks are real, and some of its kernels are made of other operators.
+
+    Raises NotImplementedError, which names the operator, when the kernel asks for what the simulated device lacks.
+    """
+
+    def __init__(self, overload: torch._ops.OpOverload, own: Callable[..., Any]) -> None:
+        self._overload = overload
+        self._own = own
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        for observe in launches.observers:
+            observe(self._overload, args, kwargs)
+        try:
+            return self._own(_DEVICE_KEYS, *args, **kwargs)
+        except RuntimeError as error:
+            reason = next((line.strip() for line in str(error).splitlines() if "is not modelled" in line), None)
+            if reason is None:
+                raise
+            for observe in launches.missing_observers:
+                observe(str(self._overload))
+            raise NotImplementedError(
+                f"{self._overload} has no kernel on the simulated device: {reason}. It runs on an NPU; "
+                "moe_graph.operators.every() lists the operators of npu that run here"
+            ) from error
+
+
+_DEVICE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
+
+
+def _composed(qualified: str) -> Callable[..., Any]:
+    own = compat.kernel_below(qualified, _AUTOGRAD_KEY) if qualified in COMPOSED_BUT_TRACED else None
+
+    @compat.untraced
+    def composed(*args: Any, **kwargs: Any) -> Any:
+        if own is not None and detect_fake_mode((args, kwargs)) is not None:
+            return own(_DEVICE_KEYS, *args, **kwargs)
+        return _overload(qualified).decompose(*args, **kwargs)
+
+    return composed

@@ -1,0 +1,255 @@
+"""The stand-in for torchair's extension module: graphs that torchair lowers are executed by the host engine.
+
+The real `torchair.core._torchair` binds GE, the part of CANN that compiles and runs graphs. All other parts of torchair are Python
+and stay as they are. What needs GE itself (an .air file, tuning, dumping or printing from the device) raises `NeedsCann`.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_graph.simulator.graph_mode.ir_definitions import ir_definition
+from moe_graph.simulator.graph_mode.source_lines import source_lines
+from moe_graph.simulator.runtime.tensors import cpu_view, is_npu, to_npu
+
+_NAME = "torchair.core._torchair"
+
+
+class NeedsCann(RuntimeError):
+    """A part of torchair that only works on CANN was asked for on the simulated device."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"simulated device: {what} needs CANN's graph engine")
+
+
+# Numbers of the enum that the extension module exports, by torch's own order of scalar types.
+class TorchDataType(enum.IntEnum):
+    """The dtypes that `as_torch_tensors` names."""
+
+    UINT8 = 0
+    INT8 = 1
+    INT16 = 2
+    INT32 = 3
+    INT64 = 4
+    FLOAT16 = 5
+    FLOAT32 = 6
+    FLOAT64 = 7
+    COMPLEX64 = 9
+    COMPLEX128 = 10
+    BOOL = 11
+    BF16 = 15
+    UINT16 = 27
+    UINT32 = 28
+    UINT64 = 29
+
+
+class TorchNpuGraphBase:
+    """A graph between its lowering and its results. torchair derives `TorchNpuGraph` from it."""
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+        self._serialized: bytes | None = None
+        self._program: Any = None
+        self._lock = threading.Lock()
+
+    def load(
+        self,
+        serialized: bytes,
+        options: dict[str, str],
+        input_placements: Any,
+        output_dtypes: Any,
+        executor_type: int,
+    ) -> None:
+        """Take the serialized ModelDef. Options of GE have no effect on the host.
+
+        Raises the engine's GraphError, naming the node, if the graph cannot be executed on the host.
+        """
+        from moe_graph.engine import load_model
+
+        program = load_model(bytes(serialized), _source_lines_of_caller())
+        with self._lock:
+            self._serialized = serialized
+            self._program = program
+
+    def set_hint_shape(self, inputs_shape: Any, outputs_shape: Any) -> None:
+        """Hints for memory planning. The host engine needs none."""
+
+    def compile(self) -> None:
+        """The graph was planned when it was loaded."""
+        self._loaded("compile")
+
+    def run(self, call: tuple[list[Tensor], list[Tensor | None], int | None]) -> list[Tensor]:
+        """Run on (inputs, assigned outputs, stream); return the outputs, on the device of the inputs.
+
+        An input on the simulated device is read in place. Where an assigned output is given, the result is written into it, and it
+        is what is returned. Raises RuntimeError if the graph was not loaded or an assigned output has another shape or dtype.
+        """
+        inputs, assigned, _stream = call
+        program = self._loaded("run")
+        devices = [tensor.device for tensor in inputs if is_npu(tensor)]
+        if devices:
+            torch.npu.synchronize(devices[0])  # launches that wait in torch_npu's queue come first
+        host_inputs = [cpu_view(tensor) if is_npu(tensor) else tensor.detach() for tensor in inputs]
+        results = program.run(host_inputs)
+        device = _output_device(devices)
+        if device.type == "cpu":
+            results = _apart_from(results, host_inputs)
+        targets = list(assigned or [])
+        targets += [None] * (len(results) - len(targets))
+        return [
+            _hand_out(result, target, device, position)
+            for position, (result, target) in enumerate(zip(results, targets))
+        ]
+
+    def auto_tune(self, call: Any) -> None:
+        """Not modelled: there is no operator compiler to tune."""
+        raise NeedsCann("auto tune (config.aoe_config)")
+
+    def _loaded(self, step: str) -> Any:
+        with self._lock:
+            program = self._program
+        if program is None:
+            raise RuntimeError(f"simulated device: graph {self._name!r} cannot {step} before it is loaded")
+        return program
+
+
+def _source_lines_of_caller() -> dict[str, str]:
+    """The user's program lines of the graph being loaded: torchair's `TorchNpuGraph.load` calls with the graph at hand in `ge_graph`.
+
+    The serialized graph does not carry them; a graph that torchair has read back from its cache has none.
+    """
+    caller = sys._getframe(2).f_locals.get("ge_graph")
+    return source_lines(getattr(caller, "python_code", ""))
+
+
+def _output_device(devices: list[torch.device]) -> torch.device:
+    """Where the inputs are; with none on a device, the current one, or the CPU where torch_npu is not loaded."""
+    if devices:
+        return devices[0]
+    if "torch_npu" in sys.modules:
+        return torch.device("npu", torch.npu.current_device())
+    return torch.device("cpu")
+
+
+def _apart_from(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """GE's outputs have memory of their own, also where the graph hands an input through."""
+    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
+    return [
+        result.clone() if result.numel() and result.untyped_storage().data_ptr() in taken else result
+        for result in results
+    ]
+
+
+def _hand_out(result: Tensor, target: Tensor | None, device: torch.device, position: int) -> Tensor:
+    if target is None:
+        return to_npu(result, device) if device.type == "npu" else result
+    if target.shape != result.shape or target.dtype != result.dtype:
+        raise RuntimeError(
+            f"simulated device: output {position} is {result.dtype} {tuple(result.shape)}, but the tensor assigned to it is "
+            f"{target.dtype} {tuple(target.shape)}"
+        )
+    into = cpu_view(target) if is_npu(target) else target.detach()
+    if into.data_ptr() != result.data_ptr() or into.stride() != result.stride():
+        into.copy_(result)
+    return target
+
+
+# ---- the module's functions ----
+
+
+def _initialize_graph_engine(options: dict[str, str]) -> None:
+    """The host engine keeps no state over graphs; GE's options have no effect on it."""
+
+
+def _finalize_graph_engine() -> None:
+    """Nothing to release: a graph's memory goes with it."""
+
+
+def _check_cann_compat(op_type: str, optional_inputs: Any, optional_attrs: Any) -> str:
+    """An empty text: the host engine executes each input and attribute that its kernels name, and refuses others when it loads."""
+    return ""
+
+
+def _stupid_repeat(word: str, times: int) -> str:
+    return word * times
+
+
+def _set_debug_log_path(path: str) -> None:
+    """The path takes the log of the extension module's C++, of which there is none."""
+
+
+def _get_soc_name() -> str:
+    return torch.npu.get_device_name() if "torch_npu" in sys.modules else os.environ.get("MOE_GRAPH_SIM_SOC", "A2")
+
+
+def _export(serialized: bytes, options: dict[str, str]) -> None:
+    """Write the graph of `dynamo_export` as it is handed to GE, and say that the .air file, which GE itself writes, is missing."""
+    name = options["export_name"]
+    written = Path(options["export_path_dir"]) / f"{name.removesuffix('.air')}.modeldef"
+    written.write_bytes(serialized)
+    raise NeedsCann(
+        f"{name} of dynamo_export (written: the graph for GE as a serialized ModelDef, {written}, "
+        "beside torchair's dynamo.pbtxt and weights)"
+    )
+
+
+def _refuse(what: str):
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise NeedsCann(what)
+
+    return refuse
+
+
+def module() -> ModuleType:
+    """A new module with the names that torchair uses of `torchair.core._torchair`."""
+    made = ModuleType(_NAME, __doc__)
+    made.TorchNpuGraphBase = TorchNpuGraphBase
+    made.TorchDataType = TorchDataType
+    made.InitializeGraphEngine = _initialize_graph_engine
+    made.FinalizeGraphEngine = _finalize_graph_engine
+    made.get_registered_ir_def = lambda op_type: tuple(ir_definition(op_type))
+    made.check_cann_compat = _check_cann_compat
+    made.StupidRepeat = _stupid_repeat
+    made.SetDebugLogPath = _set_debug_log_path
+    made.GetSocName = _get_soc_name
+    made.export = _export
+    made.as_torch_tensors = _refuse("llm_datadist")
+    made.AclmdlSetDump = _refuse("dumping data from the device (config.dump_config)")
+    made.AclopStartDumpArgs = _refuse("static kernel compilation")
+    made.AclopStopDumpArgs = _refuse("static kernel compilation")
+    made.InitDeviceStdoutChannel = _refuse("printing from the device (torchair.ops.npu_print)")
+    return made
+
+
+def _executor_module() -> ModuleType:
+    made = ModuleType("torchair.core._npu_graph_executor")
+    made.GetNpuStorageSizes = lambda tensor: list(
+        tensor.shape
+    )  # base formats only: storage and view have the same shape
+    return made
+
+
+def _utils_module() -> ModuleType:
+    made = ModuleType("torchair.core._npu_utils")
+    made.NpuFormatCastViaCpu = _refuse("an internal tensor format (npu_format_cast)")
+    return made
+
+
+def install() -> None:
+    """Put the stand-ins where torchair imports its extension modules from. Idempotent; torchair must not have been imported yet."""
+    for name, make in (
+        (_NAME, module),
+        ("torchair.core._npu_graph_executor", _executor_module),
+        ("torchair.core._npu_utils", _utils_module),
+    ):
+        if name not in sys.modules:
+            sys.modules[name] = make()

@@ -1,0 +1,212 @@
+"""Compile the simulated device's libraries for the installed wheel, once, into the user's cache.
+
+The result is one library that defines everything, under the soname of one of CANN's, and an empty library for each other soname,
+which depends on the first: every look-up, in whichever library torch_npu makes it, ends in the one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from moe_graph.simulator.runtime import symbols
+from moe_graph.simulator.runtime.errors import SimulatorError
+
+MAIN = "libascendcl.so"
+_MANIFEST = "manifest.json"
+_SOURCES = Path(__file__).parent
+_FLAGS = "-std=c11 -O2 -fPIC -fexceptions -fvisibility=hidden -pthread -shared".split()
+
+
+def cache_folder() -> Path:
+    """MOE_GRAPH_CACHE, else moe_graph in the XDG cache folder."""
+    chosen = os.environ.get("MOE_GRAPH_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_graph"
+
+
+def wheel_folder() -> Path:
+    """The folder of the installed torch_npu, found without running it. Raises SimulatorError if there is none."""
+    spec = importlib.util.find_spec("torch_npu")
+    if spec is None or spec.origin is None:
+        raise SimulatorError(
+            "the simulated device needs torch_npu, which is not installed: pip install moe_graph[simulator]"
+        )
+    return Path(spec.origin).parent
+
+
+def ensure_built() -> list[Path]:
+    """The libraries to load, in this order; compiled if the cache has none for this wheel, these sources and this CC.
+
+    Once they are loaded they are this process's, whatever has changed since: a build here and now would find each symbol in them, and
+    leave it out. Safe when several processes start at once. Raises SimulatorError if the wheel, pyelftools or a compiler is missing, or the
+    compiler fails.
+    """
+    if _loaded:
+        return _loaded
+    wheel = wheel_folder()
+    base = cache_folder() / "simulator"
+    folder = base / _digest(wheel)
+    if not (folder / _MANIFEST).exists():
+        compiler = _find_compiler()
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            with _locked(base / "lock"):
+                if not (folder / _MANIFEST).exists():
+                    _build_into(folder, wheel, compiler)
+        except OSError as error:
+            raise SimulatorError(
+                f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
+            ) from error
+    return _libraries(folder)
+
+
+_loaded: list[Path] = []
+
+
+def mark_loaded(libraries: list[Path]) -> None:
+    """Say that this process has loaded the libraries."""
+    _loaded.extend(libraries)
+
+
+def _libraries(folder: Path) -> list[Path]:
+    return [folder / name for name in json.loads((folder / _MANIFEST).read_text())["libraries"]]
+
+
+def _digest(wheel: Path) -> str:
+    """Identifies the wheel (by its version and the size and time of its largest library), our sources, the machine and CC."""
+    main = wheel / "lib" / "libtorch_npu.so"
+    stamp = main.stat() if main.exists() else wheel.stat()
+    try:
+        version = importlib.metadata.version("torch_npu")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    digest = hashlib.sha256(
+        f"{version} {wheel} {stamp.st_size} {stamp.st_mtime_ns} {platform.machine()} {os.environ.get('CC', '')}".encode()
+    )
+    for source in [*_c_files(), *sorted(_SOURCES.glob("*.h")), Path(__file__), Path(symbols.__file__)]:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _c_files() -> list[Path]:
+    return sorted(_SOURCES.glob("*.c"))
+
+
+def _find_compiler() -> list[str]:
+    """The command of a C compiler: CC, cc, gcc, clang or zig's. Raises SimulatorError if there is none."""
+    chosen = shlex.split(os.environ.get("CC", ""))
+    if chosen and shutil.which(chosen[0]):
+        return chosen
+    for name in ("cc", "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return [found]
+    if importlib.util.find_spec("ziglang") is not None:
+        # Without a named target zig asks the system's own cc what "native" is, and there is none.
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu"]
+    raise SimulatorError(
+        "the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang"
+    )
+
+
+@contextmanager
+def _locked(path: Path):
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_into(folder: Path, wheel: Path, compiler: list[str]) -> None:
+    """Build beside the final place and rename, so that a folder with a manifest is always whole."""
+    wanted = symbols.requirements(wheel)
+    names = [MAIN, *(name for name in wanted.sonames if name != MAIN)]
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as temporary:
+        work = Path(temporary) / "new"
+        work.mkdir()
+        (work / "stubs.c").write_text(stub_source(wanted.symbols))
+        (work / "empty.c").write_text("extern int moe_graph_empty;\n")
+        sources = [*_c_files(), work / "stubs.c"]
+        _compile(compiler, work / MAIN, [*map(str, sources), f"-I{_SOURCES}", "-ldl"])
+        for name in names[1:]:
+            _compile(compiler, work / name, [str(work / "empty.c"), "-Wl,--no-as-needed", f"-L{work}", "-l:" + MAIN])
+        (work / _MANIFEST).write_text(
+            json.dumps({"libraries": names, "wheel": str(wheel), "compiler": compiler}, indent=1)
+        )
+        shutil.rmtree(folder, ignore_errors=True)  # left without a manifest by someone else
+        work.rename(folder)
+
+
+def _compile(compiler: list[str], output: Path, arguments: list[str]) -> None:
+    command = [*compiler, *_FLAGS, *arguments, f"-Wl,-soname,{output.name}", "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = (
+            [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+        )
+        raise SimulatorError(
+            f"the C compiler failed on {output.name} ({shlex.join(command[: len(compiler)])}): {lines[0].strip()}"
+        )
+
+
+# ---- stubs: every symbol that no source file defines; they are weak, so that the sources' definitions win ----
+
+# Functions that return a handle, by CANN's naming: aclopCreateAttr, acltdtCreateDataset ..., but not aclrtCreateStream.
+_RETURNS_POINTER = re.compile(r"acl(?:tdt|op|prof|mdl)?Create[A-Z]|acltdtGetData(?:Item|AddrFromItem)$")
+_CPP_DATA = re.compile(r"_ZT[VIST]|_ZGV")
+# Called while the library is loaded, to put its operators into GE's factory (torch_npu 2.5), which nothing here reads.
+_CPP_NOTED = re.compile(r"_ZN2ge23OperatorCreatorRegisterC")
+
+
+def stub_source(names: tuple[str, ...]) -> str:
+    """C source that defines each of the names as a function that fails and names itself.
+
+    By kind: aclError functions return an error code, Hccl ones HCCL's, those that create a handle NULL, and C++ functions, whose
+    return type is unknown, throw std::runtime_error (but `_CPP_NOTED` and `symbols.ALLOCATOR_KEYS`). C++ tables (vtables and type
+    information) are zeroed: they load, and can only be used through an object that no stub hands out.
+    """
+    lines = ['#include "sim.h"', "#define STUB SIM_API __attribute__((weak))"]
+    for name in names:
+        if not name.isidentifier():
+            raise SimulatorError(
+                f"torch_npu wants the symbol {name!r}, which cannot be a C identifier: please report it"
+            )
+        if name.startswith(symbols.ALLOCATOR_KEYS):
+            lines.append(_allocator_keys(name))
+        elif _CPP_DATA.match(name):
+            lines.append(f"STUB void *{name}[64] = {{0}};")
+        elif _CPP_NOTED.match(name):
+            lines.append(f"STUB void {name}(void) {{}}")
+        elif name.startswith("_Z"):
+            lines.append(f'STUB void {name}(void) {{ sim_not_modelled_cpp("{name}"); }}')
+        elif name.startswith("Hccl"):
+            lines.append(f'STUB int32_t {name}(void) {{ return sim_not_modelled_hccl("{name}"); }}')
+        elif _RETURNS_POINTER.match(name):
+            lines.append(f'STUB void *{name}(void) {{ return sim_not_modelled_pointer("{name}"); }}')
+        else:
+            operator = name.removesuffix("GetWorkspaceSize")  # both phases of an operator give its name
+            lines.append(f'STUB aclError {name}(void) {{ return sim_not_modelled("{operator}"); }}')
+    return "\n".join(lines) + "\n"
+
+
+def _allocator_keys(name: str) -> str:
+    """A set for torch_npu alone, in the form that its version of torch asks for: a function, an object or the object's guard."""
+    if name.startswith("_ZGV"):
+        return f"STUB char {name}[8] = {{1}};"  # the object is initialized
+    if name.startswith("_ZZ"):
+        return f"STUB sim_string_set {name} = SIM_EMPTY_SET({name});"
+    return f"static sim_string_set keys = SIM_EMPTY_SET(keys);\nSTUB void *{name}(void) {{ return &keys; }}"

@@ -1,0 +1,141 @@
+"""The record of the calls of aclnnMoeReRouting: what torch_npu's C++ adapter handed to the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from moe_graph.simulator.runtime.library import runtime
+
+_MAX_DIMS = 16  # SIM_MAX_DIMS of sim.h
+
+# aclDataType numbers of the operands that the kernel takes; names as in CANN.
+_DTYPES = {
+    0: "FLOAT",
+    1: "FLOAT16",
+    2: "INT8",
+    3: "INT32",
+    4: "UINT8",
+    9: "INT64",
+    27: "BF16",
+    34: "HIFLOAT8",
+    35: "FLOAT8_E5M2",
+    36: "FLOAT8_E4M3FN",
+    37: "FLOAT8_E8M0",
+    40: "FLOAT4_E2M1",
+    41: "FLOAT4_E1M2",
+}
+
+
+class _TensorRecord(ctypes.Structure):  # tensor_record of moe_re_routing.c
+    _fields_ = [
+        ("dtype", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("dims", ctypes.c_int64 * _MAX_DIMS),
+        ("contiguous", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+class _CallRecord(ctypes.Structure):  # call_record of moe_re_routing.c
+    _fields_ = [
+        ("number", ctypes.c_uint64),
+        ("tokens", _TensorRecord),
+        ("counts", _TensorRecord),
+        ("scales", _TensorRecord),
+        ("expert_token_num_type", ctypes.c_int64),
+        ("idx_type", ctypes.c_int64),
+        ("device", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+    ]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An aclTensor as the kernel saw it.
+
+    Attributes:
+        dtype: by CANN's name
+        shape: its sizes
+        contiguous: was it?
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    contiguous: bool
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One launch of aclnnMoeReRouting.
+
+    Attributes:
+        number: counts from 1 in this process
+        tokens: [A, H]
+        expert_token_num_per_rank: [N, E]
+        per_token_scales: None if none were given
+        expert_token_num_type: as given
+        idx_type: as given
+        device: index of the device
+        status: 0 on success, else CANN's error code
+    """
+
+    number: int
+    tokens: Operand
+    expert_token_num_per_rank: Operand
+    per_token_scales: Operand | None
+    expert_token_num_type: int
+    idx_type: int
+    device: int
+    status: int
+
+
+def _operand(record: _TensorRecord) -> Operand | None:
+    if record.rank < 0:
+        return None
+    return Operand(
+        _DTYPES.get(record.dtype, str(record.dtype)), tuple(record.dims[: record.rank]), bool(record.contiguous)
+    )
+
+
+_RECORD_LENGTH = 65536  # RECORD_LENGTH of moe_re_routing.c
+_lock = threading.Lock()
+_read: deque[KernelCall] = deque(maxlen=_RECORD_LENGTH)
+
+
+def read(library: ctypes.CDLL) -> list[KernelCall]:
+    """The launches that are still recorded (the last 65536), oldest first. Reads only those that have come since the last time."""
+    library.moe_sim_call_count.restype = ctypes.c_uint64
+    library.moe_sim_call.restype = ctypes.c_bool
+    library.moe_sim_call.argtypes = [ctypes.c_uint64, ctypes.POINTER(_CallRecord)]
+    record = _CallRecord()
+    with _lock:
+        known = _read[-1].number if _read else 0
+        count = library.moe_sim_call_count()
+        for number in range(max(known + 1, count - _RECORD_LENGTH + 1), count + 1):
+            if library.moe_sim_call(number, ctypes.byref(record)):
+                _read.append(_call(record))
+        return list(_read)
+
+
+def _call(record: _CallRecord) -> KernelCall:
+    return KernelCall(
+        record.number,
+        _operand(record.tokens),
+        _operand(record.counts),
+        _operand(record.scales),
+        record.expert_token_num_type,
+        record.idx_type,
+        record.device,
+        record.status,
+    )
+
+
+def kernel_calls() -> list[KernelCall]:
+    """The calls of aclnnMoeReRouting so far (at most the last 65536), oldest first: what torch_npu's adapter handed to the kernel.
+
+    Raises SimulatorError if the simulated device does not run.
+    """
+    return read(runtime())

@@ -1,0 +1,107 @@
+"""Who wants to know of launches: the path that serves operators calls the observers, faults and the report are observers.
+
+Here also stands what a launch means to the host: does it copy between host and device, and must the host wait for the device?
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Observer = Callable[[torch._ops.OpOverload, tuple, dict], None]
+
+observers: list[Observer] = []
+"""Called before an operator is computed for NPU tensors, with the dispatcher's arguments. One that raises fails the launch."""
+
+missing_observers: list[Callable[[str], None]] = []
+"""Called with the name of an operator that nothing serves, before its error is raised."""
+
+communication_observers: list[Callable[[str], None]] = []
+"""Called with the name of each collective or point-to-point operation before it starts."""
+
+
+@dataclass(frozen=True)
+class HostTraffic:
+    """What an operator does between host and device. `direction`: "to host", "to device", or "" where only the host waits.
+
+    `why`: the reason in words. `size`: bytes copied. `waits`: must the host wait for the device here?
+    """
+
+    direction: str
+    why: str
+    size: int
+    waits: bool
+
+
+def host_traffic(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> HostTraffic | None:
+    """What this launch does between host and device; None if it stays on the device."""
+    name = overload._schema.name
+    if name == "aten::_local_scalar_dense":
+        return HostTraffic("to host", "read of a value", args[0].element_size(), True)
+    if name == "aten::copy_":
+        non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        return _copy(args[1], args[0].device.type, non_blocking, args[0])
+    if name in ("aten::_to_copy", "aten::_copy_from"):
+        if name == "aten::_copy_from":
+            return _copy(
+                args[0], args[1].device.type, kwargs.get("non_blocking", args[2] if len(args) > 2 else False), args[1]
+            )
+        device = kwargs.get("device")
+        target = torch.device(device).type if device is not None else args[0].device.type
+        return _copy(args[0], target, kwargs.get("non_blocking", False), None)
+    if torch.Tag.data_dependent_output in overload.tags:
+        return HostTraffic("to host", "result on the host", 1, True)
+    if torch.Tag.dynamic_output_shape in overload.tags and (name != "aten::index" or _has_mask(args[1])):
+        return HostTraffic("", "result size depends on the values", 0, True)
+    return None
+
+
+def _copy(source: Tensor, target: str, non_blocking: bool, destination: Tensor | None) -> HostTraffic | None:
+    if (source.device.type == "npu") == (target == "npu"):
+        return None
+    host = source if target == "npu" else destination
+    # A copy to pageable memory waits, whatever is asked. `tensor.to("cpu", non_blocking=True)` makes pinned memory itself.
+    waits = not non_blocking or (host is not None and not host.is_pinned())
+    size = source.numel() * source.element_size()
+    return HostTraffic(
+        "to device" if target == "npu" else "to host", "copy" if waits else "copy, non_blocking", size, waits
+    )
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+_LIBRARIES = tuple(
+    str(Path(folder)) + "/"
+    for folder in (
+        Path(__file__).parents[2],
+        Path(torch.__file__).parent,
+        Path(torch.__file__).parents[1] / "torch_npu",
+        Path(torch.__file__).parents[1] / "torchair",
+    )
+)
+_STANDARD = sysconfig.get_path("stdlib") + "/"
+_ADDED = sysconfig.get_path("purelib") + "/"
+
+
+def user_line() -> str:
+    """'file:line in function' of the innermost frame outside torch, torch_npu, this package and Python's own library.
+
+    A thread of autograd has no such frame: "backward".
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        standard = file.startswith(_STANDARD) and not file.startswith(_ADDED)
+        if not file.startswith(_LIBRARIES) and not standard and not file.startswith("<frozen"):
+            return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "backward"

@@ -1,0 +1,26 @@
+"""The library that stands for CANN's, once it is loaded in this process."""
+
+from __future__ import annotations
+
+import ctypes
+
+from moe_graph.simulator.runtime.errors import SimulatorError
+
+_loaded: list[ctypes.CDLL] = []
+
+
+def keep(library: ctypes.CDLL) -> None:
+    """The simulated device runs on this library from now on."""
+    _loaded.append(library)
+
+
+def is_loaded() -> bool:
+    """Does the simulated device run in this process?"""
+    return bool(_loaded)
+
+
+def runtime() -> ctypes.CDLL:
+    """The library. Raises SimulatorError if the simulated device does not run."""
+    if not _loaded:
+        raise SimulatorError("the simulated device does not run in this process: import moe_graph.simulator")
+    return _loaded[0]
