@@ -150,9 +150,11 @@ def _custom(qualified: str, own: Callable[..., Any] | None) -> Callable[..., Any
 
 def _function(qualified: str) -> Callable[..., Any] | None:
     """Our function on CPU tensors of an operator."""
-    from moe_graph.simulator.eager import aten_operators, npu_operators
+    from moe_graph import operators
+    from moe_graph.simulator.eager import aten_operators
 
-    return npu_operators.FUNCTIONS.get(qualified) or aten_operators.FUNCTIONS.get(qualified)
+    declared = operators.every().get(qualified)
+    return declared.reference if declared is not None else aten_operators.FUNCTIONS.get(qualified)
 
 
 class _Missing:
