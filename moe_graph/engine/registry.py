@@ -90,7 +90,7 @@ def kernel(*ge_types: str, assigns: str | None = None, family: str | None = None
     return register
 
 
-def _describe(function: Callable, assigns: str | None, family: str | None) -> Kernel:
+def _describe(function: Callable, assigns: str | None = None, family: str | None = None) -> Kernel:
     inputs, attributes, wants_node = [], [], False
     for parameter in inspect.signature(function).parameters.values():
         annotation = _text(parameter.annotation)
