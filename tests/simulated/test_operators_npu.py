@@ -78,3 +78,29 @@ def test_bfloat16_keeps_its_dtype():
 def test_a_mode_that_is_not_modelled_is_refused():
     with pytest.raises(ValueError, match="rotary_mode must be 'half' or 'interleave'.*'quarter'"):
         torch.ops.npu.npu_rotary_mul(X.npu(), X.npu(), X.npu(), "quarter")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sums_of_synchronized_batch_norm(dtype):
+    """batch_norm_gather_stats_update takes sums and sums of squares, whatever its schema calls them (ops-nn's document)."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5).to(dtype)
+    total, squares = (torch.stack([h.sum((0, 2)) for h in part.float().split(1)]) for part in (x, x.float().square()))
+    running_mean, running_var = torch.full((3,), 2.0, dtype=dtype), torch.full((3,), 3.0, dtype=dtype)
+    found = torch_npu.batch_norm_gather_stats_update(
+        x.npu(),
+        total.to(dtype).npu(),
+        squares.to(dtype).npu(),
+        moved_mean := running_mean.npu(),
+        moved_var := running_var.npu(),
+        0.25,
+        1e-3,
+        torch.full((4,), 5).npu(),
+    )
+    flat = x.double().transpose(0, 1).reshape(3, -1).numpy()
+    mean, variance = flat.mean(1), flat.var(1)
+    expected = [mean, (variance + 1e-3) ** -0.5, 0.75 * 2 + 0.25 * mean, 0.75 * 3 + 0.25 * flat.var(1, ddof=1)]
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3  # the sums themselves are rounded to half
+    for value, wanted in zip([*found, moved_mean, moved_var], expected):
+        assert value.dtype == dtype
+        torch.testing.assert_close(value.cpu().double(), torch.from_numpy(wanted), rtol=tolerance, atol=tolerance)

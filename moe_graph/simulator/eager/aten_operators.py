@@ -247,7 +247,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten::batch_norm_elemt": _batch_norm_elemt,
     "aten::batch_norm_elemt.out": _into(_batch_norm_elemt),
     "aten::batch_norm_gather_stats_with_counts": _batch_norm_gather,
-    "npu::batch_norm_gather_stats_update": _batch_norm_gather,
     "aten::batch_norm_backward_reduce": _batch_norm_backward_reduce,
     "aten::batch_norm_backward_elemt": _batch_norm_backward_elemt,
     "aten::_thnn_fused_lstm_cell": _lstm_cell,
