@@ -47,6 +47,13 @@ def check_arguments(
     [A, K/64, 2]. The kernel's own limits (dtypes of a product, H < 16384) are not the contract's: see `moe_graph.foundation.product`.
     """
     counts, scales = expert_token_num_per_rank, per_token_scales
+    for name, x in (("tokens", tokens), ("per_token_scales", scales)):
+        if (
+            x is not None
+            and x.is_quantized
+            and x.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+        ):
+            _refuse(name, "quantized by tensor, if it is quantized", x.qscheme())
     _check_value("expert_token_num_type", expert_token_num_type, (contract.CUMSUM, contract.COUNT))
     _check_value("idx_type", idx_type, (contract.GATHER, contract.SCATTER))
     if tokens_dtype is not None:

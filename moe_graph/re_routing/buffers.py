@@ -53,6 +53,9 @@ def check_buffers(
             f"{contract.NAME}: out= does not support automatic differentiation, but a tensor requires grad"
         )
 
+    for name, x in inputs.items():
+        if x.is_quantized:
+            _refuse("permute_tokens", f"be None for quantized {name} (a buffer has a scale of its own)", x.dtype)
     on_meta = {name: x.to("meta") for name, x in inputs.items()}
     expected = fake_re_routing(**{**arguments, **on_meta})
     others = dict(inputs)
@@ -70,6 +73,8 @@ def check_buffers(
         if not buffer.is_contiguous():
             _refuse(name, "be contiguous", f"strides {buffer.stride()}")
         if has_memory(buffer):  # while tracing, functionalization keeps writes apart
+            if buffer.is_conj() or buffer.is_neg():
+                _refuse(name, "hold its values as they are", "a conjugated or negated view")
             for other, tensor in others.items():
                 if _share_memory(buffer, tensor):
                     _refuse(name, f"share no memory with {other}", "an overlap")

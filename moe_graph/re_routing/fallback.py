@@ -16,6 +16,7 @@ _INDEX_SELECT_DTYPES = frozenset(
     {
         *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
         *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+        *(torch.qint8, torch.quint8, torch.qint32),  # a quantised tensor has no view of its bytes
     }
 )
 _INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -26,17 +27,22 @@ def take_rows(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     if x.dtype in _INDEX_SELECT_DTYPES:
         return torch.index_select(x, 0, rows, out=out)
     carrier = _INTEGER_OF_WIDTH[x.element_size()]
-    carried_out = None if out is None else out.view(carrier)
-    return torch.index_select(x.view(carrier), 0, rows, out=carried_out).view(x.dtype)
+    moved = torch.index_select(_as_stored(x).view(carrier), 0, rows, out=None if out is None else out.view(carrier))
+    return moved.view(x.dtype)
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    """A tensor whose bytes are its values: conjugation and negation that torch has only noted down are carried out."""
+    return x.resolve_conj().resolve_neg()
 
 
 def _checked_gather_index(counts: Tensor, num_tokens: int) -> Tensor:
     """The gather index, or the ValueError of `validation.check_counts`.
 
-    On the CPU counts are always checked first: given a negative count, or a sum that wraps around to A, torch's repeat_interleave writes
-    outside of its output before it refuses, or crashes.
+    On the CPU and the simulated device counts are always checked first: given a negative count, or a sum other than A, the CPU's
+    repeat_interleave writes outside of its output before it refuses, or crashes.
     """
-    if counts.device.type == "cpu" or settings.checks_devices():
+    if settings.checks_values(counts):
         validation.check_counts(counts, num_tokens)
     return index.gather_index(counts, num_tokens)
 

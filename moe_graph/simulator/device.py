@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-from moe_graph.foundation import cann
+from moe_graph.foundation import cann, settings
 from moe_graph.simulator.runtime import build, library
 from moe_graph.simulator.runtime.errors import SimulatorError
 
@@ -66,6 +66,7 @@ def start() -> bool:
         family.install()
         communication.install()
         library.keep(libraries[0])
+        settings.computes_on_host("npu")
         _switch_on_by_environment()
         return True
 

@@ -193,3 +193,19 @@ def test_un_routing_is_the_exact_inverse(call):
         assert back.per_token_scales is None
     else:
         assert (reference.as_bytes(back.per_token_scales) == reference.as_bytes(scales)).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.qint32], ids=str)
+def test_quantized_tokens(dtype):
+    tokens, counts = torch.quantize_per_tensor(torch.randn(20, 8), 0.1, 3, dtype), cases.make_counts(2, 5, 20)
+    outputs = moe_graph.moe_re_routing(tokens, counts)
+    reference.assert_matches(
+        outputs._replace(permute_tokens=outputs.permute_tokens.int_repr()), tokens.int_repr(), counts
+    )
+    assert (outputs[0].q_scale(), outputs[0].q_zero_point(), outputs[0].dtype) == (0.1, 3, dtype)
+    with pytest.raises(ValueError, match="out.permute_tokens must be None for quantized tokens"):
+        moe_graph.moe_re_routing(tokens, counts, out=(tokens.clone(), None, None, None))
+    by_channel = torch.quantize_per_channel(torch.randn(20, 8), torch.ones(8), torch.zeros(8), 1, dtype)
+    with pytest.raises(ValueError, match="tokens must be quantized by tensor, if it is quantized, got .*per_channel"):
+        moe_graph.moe_re_routing(by_channel, counts)

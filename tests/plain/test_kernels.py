@@ -323,3 +323,17 @@ def test_every_kernel_says_what_it_computes():
 def test_scalar_is_refused_by_gather():
     with pytest.raises(ValueError, match="got a scalar"):
         run("GatherV2", torch.tensor(1.0), ints(0), torch.tensor(0))
+
+
+def test_embedding_gradient_stays_inside_its_result():
+    """torch's kernel adds a row to wherever an index leads."""
+    grad = torch.ones(3, 2)
+    same(run("EmbeddingDenseGrad", grad, ints(1, -1, 1), num_weights=3), [[0, 0], [2, 2], [0, 0]])
+    for index in (3, 10**9, -2):
+        with pytest.raises(ValueError, match=f"indices must be from 0 to num_weights - 1 = 2, got .*{index}"):
+            run("EmbeddingDenseGrad", grad, ints(0, index, 1), num_weights=3)
+
+
+def test_re_routing_adds_counts_exactly():
+    with pytest.raises(ValueError, match="must be >= 0 and sum to 0, got sum 18446744073709551616"):
+        run("MoeReRouting", torch.zeros(0, 4, dtype=torch.int8), ints([2**62] * 4))

@@ -134,3 +134,17 @@ def test_under_torch_compile(call):
     compiled = torch.compile(lambda t, c, o: moe_graph.moe_re_routing(t, c, out=o), backend="aot_eager", fullgraph=True)
     compiled(tokens, counts, out)
     reference.assert_matches(out, tokens, counts)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64], ids=str)
+def test_conjugated_tokens(dtype):
+    tokens, counts = torch.randn(9, 4, dtype=torch.complex64).to(dtype).conj(), cases.make_counts(2, 3, 9)
+    outputs = moe_graph.moe_re_routing(tokens, counts, out=(torch.empty(9, 4, dtype=dtype), None, None, None))
+    expected = tokens.to(torch.complex64).resolve_conj()[outputs.permute_token_idx]
+    assert tokens.is_conj() and torch.equal(outputs.permute_tokens.to(torch.complex64), expected)
+    assert torch.equal(
+        moe_graph.moe_re_routing(tokens, counts).permute_tokens.to(torch.complex64).resolve_conj(), expected
+    )
+    with pytest.raises(ValueError, match="out.permute_tokens must hold its values as they are, got a conjugated"):
+        moe_graph.moe_re_routing(tokens, counts, out=(torch.empty(9, 4, dtype=dtype).conj(), None, None, None))

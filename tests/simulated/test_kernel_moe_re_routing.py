@@ -246,3 +246,13 @@ def test_buffers_are_filled_by_the_kernel():
     assert_matches(out, tokens, counts, scales)
     with pytest.raises(ValueError, match="out.permute_tokens must share no memory with tokens"):
         moe_graph.moe_re_routing(*inputs[:2], per_token_scales=inputs[2], out=(inputs[0], *out[1:]))
+
+
+@pytest.mark.parametrize(
+    "counts", [[[2_000_000_000, -1_999_999_980]], [[30, -10]], [[-5, 25]], [[5, 25]], [[5, 5]], [[2**62] * 4]]
+)
+def test_the_forced_fallback_checks_counts_before_it_computes(counts):
+    """Its kernels run on host memory here, and one of them writes before it looks."""
+    tokens, counts = torch.randn(20, 8).npu(), torch.tensor(counts).npu()
+    with moe_graph.force_fallback(), pytest.raises(ValueError, match="expert_token_num_per_rank must be counts"):
+        torch.ops.npu.npu_moe_re_routing(tokens, counts)

@@ -130,6 +130,9 @@ def embedding_dense_grad(
     grad: Tensor, indices: Tensor, *, num_weights: int, padding_idx: int = -1, scale_grad_by_freq: bool = False
 ) -> Tensor:
     """GE EmbeddingDenseGrad: rows of grad summed by their index, [num_weights, D]."""
+    outside = (indices < 0) | (indices >= num_weights)
+    if bool((outside & (indices != padding_idx)).any()):  # torch adds to whatever memory they lead to
+        raise ValueError(f"indices must be from 0 to num_weights - 1 = {num_weights - 1}, got {indices.tolist()}")
     return torch.ops.aten.embedding_dense_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
 
 

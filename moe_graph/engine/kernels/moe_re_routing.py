@@ -25,10 +25,9 @@ def moe_re_routing(
     """
     counts = expert_token_num_per_rank
     _check_product(tokens, per_token_scales, expert_token_num_type, idx_type)
-    if bool((counts < 0).any()) or int(counts.sum()) != len(tokens):
-        raise ValueError(
-            f"expert_token_num_per_rank must be >= 0 and sum to {len(tokens)}, got sum {int(counts.sum())}"
-        )
+    total = sum(counts.flatten().tolist())  # exact: a sum that wraps around would be repeated into too small a tensor
+    if bool((counts < 0).any()) or total != len(tokens):
+        raise ValueError(f"expert_token_num_per_rank must be >= 0 and sum to {len(tokens)}, got sum {total}")
     experts = torch.arange(counts.shape[1]).expand(counts.shape).reshape(-1)  # of each chunk, in source order
     gather = torch.repeat_interleave(experts, counts.reshape(-1).long()).argsort(stable=True)
     index = gather

@@ -38,8 +38,8 @@ def group_of_rows(ends: Tensor, rows: int) -> Tensor:
 
 
 def check_values(check: Checks, argument: str, values: Tensor, valid: Tensor, allowed: str) -> None:
-    """Raise ValueError unless the one truth value `valid` holds. On the CPU, elsewhere under `moe_graph.check_devices`."""
-    if (values.device.type == "cpu" or settings.checks_devices()) and not bool(valid):
+    """Raise ValueError unless the one truth value `valid` holds; where `moe_graph.foundation.settings.checks_values` says so."""
+    if settings.checks_values(values) and not bool(valid):
         check.refuse(argument, allowed, values.tolist())
 
 
