@@ -230,14 +230,14 @@ def test_malformed_graphs_are_refused_by_name(case):
     [
         ("Unsqueeze", {"axes": 0}, "attribute 'axes' must be of kind list or .*, got i"),
         ("Unsqueeze", {"axes": "0"}, "attribute 'axes' must be of kind list or .*, got s"),
-        ("Unsqueeze", {}, "attribute 'axes' is missing"),
+        ("Roll", {}, "attribute 'shifts' is missing"),
         ("FlattenV2", {"axis": "first"}, "attribute 'axis' must be of kind i .*, got s"),
         ("FlattenV2", {"axis": [1]}, "attribute 'axis' must be of kind i .*, got list"),
         ("Swish", {"scale": "big"}, "attribute 'scale' must be of kind f .*, got s"),
         ("Cast", {"dst_type": "float"}, "attribute 'dst_type' must be of kind dt .*, got s"),
         ("Cast", {"dst_type": Type(5)}, "GE data type 5 .*not modelled"),
         ("Cast", {}, "attribute 'dst_type' is missing"),
-        ("Cast", {"dst_type": Type(0), "truncate": [1]}, "attribute 'truncate' must be of kind b .*, got list"),
+        ("Bitcast", {"type": Type(0), "keep_dim": [1]}, "attribute 'keep_dim' must be of kind b .*, got list"),
     ],
     ids=str,
 )

@@ -106,7 +106,7 @@ def gelu_grad_v2(dy: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 @kernel("SwishGrad")
-def swish_grad(grad: Tensor, x: Tensor, y: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+def swish_grad(grad: Tensor, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
     """GE SwishGrad: gradient of x * sigmoid(scale * x) at x. The output y is not needed."""
     gate = torch.sigmoid(x * scale)
     return grad * (gate + x * scale * gate * (1 - gate))

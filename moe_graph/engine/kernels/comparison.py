@@ -22,8 +22,6 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "BitwiseAnd": torch.bitwise_and,
     "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
-    "LeftShift": torch.bitwise_left_shift,
-    "RightShift": torch.bitwise_right_shift,
 }
 
 
@@ -38,6 +36,18 @@ def _binary(ge_type: str, function: Callable[[Tensor, Tensor], Tensor]) -> Calla
 
 for _ge_type, _function in BINARY.items():
     kernel(_ge_type)(_binary(_ge_type, _function))
+
+
+@kernel("LeftShift")
+def left_shift(x: Tensor, y: Tensor) -> Tensor:
+    """GE LeftShift: x moved y bits to the left."""
+    return torch.bitwise_left_shift(x, y)
+
+
+@kernel("RightShift")
+def right_shift(x: Tensor, y: Tensor) -> Tensor:
+    """GE RightShift: x moved y bits to the right; the sign stays."""
+    return torch.bitwise_right_shift(x, y)
 
 
 @kernel("LogicalNot")
@@ -70,10 +80,18 @@ def is_finite(x: Tensor) -> Tensor:
     return torch.isfinite(x)
 
 
-@kernel("SelectV2", "Select")
+@kernel("SelectV2")
 def select_v2(condition: Tensor, then: Tensor, else_: Tensor) -> Tensor:
     """GE SelectV2: then where condition is true, else the input named else."""
     return torch.where(condition, then, else_)
+
+
+@kernel("Select")
+def select(condition: Tensor, x1: Tensor, x2: Tensor) -> Tensor:
+    """GE Select: x1 where condition is true, else x2. A condition [N] beside x1 of more dimensions chooses entries of the first."""
+    if condition.dim() == 1 < x1.dim():
+        condition = condition.reshape(-1, *[1] * (x1.dim() - 1))
+    return torch.where(condition, x1, x2)
 
 
 @kernel("MaskedFill")

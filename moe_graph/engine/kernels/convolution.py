@@ -42,7 +42,7 @@ def _convolution(x: Tensor, filter: Tensor, bias: Tensor | None, *settings: Any)
     return torch.convolution(x.float(), filter.float(), None if bias is None else bias.float(), *settings).to(x.dtype)
 
 
-@kernel("Conv2D", "Conv3D")
+@kernel("Conv2D")
 def conv(
     x: Tensor,
     filter: Tensor,  # noqa: A002
@@ -56,7 +56,7 @@ def conv(
     data_format: str = "NHWC",
     offset_x: int = 0,
 ) -> Tensor:
-    """GE Conv2D, Conv3D: convolution of x [N, C, ...] with filter [C_out, C / groups, ...].
+    """GE Conv2D: convolution of x [N, C, ...] with filter [C_out, C / groups, ...].
 
     pads are (before, after) of each spatial dimension.
     """
@@ -66,7 +66,26 @@ def conv(
     return _convolution(x, filter, bias, stride, padding, dilation, False, [0] * len(padding), groups)
 
 
-@kernel("Conv2DTranspose", "Conv3DTranspose")
+@kernel("Conv3D")
+def conv_3d(
+    x: Tensor,
+    filter: Tensor,  # noqa: A002
+    bias: Tensor | None = None,
+    offset_w: Tensor | None = None,
+    *,
+    strides: list,
+    pads: list,
+    dilations: list = (1, 1, 1, 1, 1),
+    groups: int = 1,
+    data_format: str = "NDHWC",
+    offset_x: int = 0,
+) -> Tensor:
+    """GE Conv3D: Conv2D with three spatial dimensions."""
+    settings = {"dilations": dilations, "groups": groups, "data_format": data_format, "offset_x": offset_x}
+    return conv(x, filter, bias, offset_w, strides=strides, pads=pads, **settings)
+
+
+@kernel("Conv2DTranspose")
 def conv_transpose(
     input_size: Tensor,
     x: Tensor,
@@ -82,7 +101,7 @@ def conv_transpose(
     output_padding: list = (0, 0, 0, 0),
     offset_x: int = 0,
 ) -> Tensor:
-    """GE Conv2DTranspose, Conv3DTranspose: the transposed convolution of x [N, C, ...] with filter [C, C_out / groups, ...].
+    """GE Conv2DTranspose: the transposed convolution of x [N, C, ...] with filter [C, C_out / groups, ...].
 
     input_size is the shape of the result, which strides, pads, dilations and output_padding give as well. Pads of unlike sides are
     not modelled.
@@ -98,3 +117,25 @@ def conv_transpose(
     if any(expected) and list(result.shape) != expected:
         raise ValueError(f"input_size is {expected}, but strides, pads and filter give {list(result.shape)}")
     return result
+
+
+@kernel("Conv3DTranspose")
+def conv_3d_transpose(
+    input_size: Tensor,
+    x: Tensor,
+    filter: Tensor,  # noqa: A002
+    bias: Tensor | None = None,
+    offset_w: Tensor | None = None,
+    *,
+    strides: list,
+    pads: list,
+    dilations: list = (1, 1, 1, 1, 1),
+    groups: int = 1,
+    data_format: str = "NDHWC",
+    output_padding: list = (0, 0, 0, 0, 0),
+    offset_x: int = 0,
+) -> Tensor:
+    """GE Conv3DTranspose: Conv2DTranspose with three spatial dimensions."""
+    settings = {"dilations": dilations, "groups": groups, "data_format": data_format, "offset_x": offset_x}
+    settings["output_padding"] = output_padding
+    return conv_transpose(input_size, x, filter, bias, offset_w, strides=strides, pads=pads, **settings)

@@ -192,7 +192,25 @@ def complex_(real: Tensor, imag: Tensor, *, Tout: GeType = 16) -> Tensor:  # noq
     return torch.complex(real, imag).to(Tout.torch)
 
 
-# GE types that are one of torch's functions of one tensor. Round rounds halves to even.
+@kernel("Conj")
+def conj(input: Tensor) -> Tensor:  # noqa: A002
+    """GE Conj: the complex conjugate."""
+    return torch.conj_physical(input)
+
+
+@kernel("Erfinv")
+def erfinv(input_x: Tensor) -> Tensor:
+    """GE Erfinv: the inverse of the error function."""
+    return torch.erfinv(input_x)
+
+
+@kernel("Trunc")
+def trunc(input_x: Tensor) -> Tensor:
+    """GE Trunc: rounded towards zero."""
+    return torch.trunc(input_x)
+
+
+# GE types that are one of torch's functions of one tensor x. Round rounds halves to even.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
     "Acos": torch.acos,
@@ -202,13 +220,11 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Atan": torch.atan,
     "Atanh": torch.atanh,
     "Ceil": torch.ceil,
-    "Conj": torch.conj_physical,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
     "Digamma": torch.digamma,
     "Erf": torch.erf,
     "Erfc": torch.erfc,
-    "Erfinv": torch.erfinv,
     "Expm1": torch.expm1,
     "Floor": torch.floor,
     "Lgamma": torch.lgamma,
@@ -223,7 +239,6 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Sqrt": torch.sqrt,
     "Square": torch.square,
     "Tan": torch.tan,
-    "Trunc": torch.trunc,
 }
 
 

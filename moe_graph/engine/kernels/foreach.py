@@ -117,13 +117,6 @@ def _make_two_lists(function: Callable[..., Tensor]) -> Callable:
     return call
 
 
-def _make_two_lists_tensor(function: Callable[..., Tensor]) -> Callable:
-    def call(x: Tensors, x1: Tensors, x2: Tensors, scalar: Tensor) -> Tensors:
-        return [function(*each) for each in zip(x, x1, x2, _per_tensor(scalar, len(x)))]
-
-    return call
-
-
 def _make_two_lists_scalars(function: Callable[..., Tensor]) -> Callable:
     def call(x1: Tensors, x2: Tensors, x3: Tensors, scalars: Tensor) -> Tensors:
         return [function(*each) for each in zip(x1, x2, x3, _per_tensor(scalars, len(x1)))]
@@ -143,7 +136,7 @@ for _name, _function in WITH_TWO_LISTS.items():
     _text = f"{_name} of the tensors of three lists with "
     _register(f"Foreach{_name}Scalar", _make_two_lists(_function), _text + "the scalar.")
     _register(f"Foreach{_name}ScalarList", _make_two_lists_scalars(_function), _text + "their scalar.")
-    _register(f"Foreach{_name}List", _make_two_lists_tensor(_function), _text + "their element of the tensor scalar.")
+    _register(f"Foreach{_name}List", _make_two_lists_scalars(_function), _text + "their element of scalars.")
 
 
 @kernel("ForeachAddList")

@@ -28,34 +28,55 @@ def slow_on_this_cpu(dtype: torch.dtype) -> bool:
 _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
-@kernel("MatMul", "MatMulV2", "MatMulV3")
+def _sum_of_products(x1: Tensor, x2: Tensor, bias: Tensor | None, offset_w: Tensor | None, offset_x: int) -> Tensor:
+    if offset_w is not None or offset_x:
+        raise NotImplementedError("offset_w and offset_x (quantised products) are not modelled")
+    y = product(x1, x2)
+    return y if bias is None else y + bias
+
+
+@kernel("MatMul")
 def mat_mul(
+    x1: Tensor, x2: Tensor, bias: Tensor | None = None, *, transpose_x1: bool = False, transpose_x2: bool = False
+) -> Tensor:
+    """GE MatMul: x1 @ x2 + bias, either transposed first."""
+    return _sum_of_products(_matrix(x1, transpose_x1), _matrix(x2, transpose_x2), bias, None, 0)
+
+
+@kernel("MatMulV2", "MatMulV3")
+def mat_mul_v2(
     x1: Tensor,
     x2: Tensor,
     bias: Tensor | None = None,
+    offset_w: Tensor | None = None,
     *,
     transpose_x1: bool = False,
     transpose_x2: bool = False,
     offset_x: int = 0,
-    enable_hf32: bool = False,
-    opImplMode: int = 0,  # noqa: N803
+    opImplMode: int = 1,  # noqa: N803
 ) -> Tensor:
-    """GE MatMul: x1 @ x2 + bias, either transposed first. HF32 and implementation modes only loosen the precision."""
-    y = product(_matrix(x1, transpose_x1), _matrix(x2, transpose_x2))
-    return y if bias is None else y + bias
+    """GE MatMulV2, MatMulV3: x1 @ x2 + bias, either transposed first. opImplMode (HF32) only loosens the precision."""
+    return _sum_of_products(_matrix(x1, transpose_x1), _matrix(x2, transpose_x2), bias, offset_w, offset_x)
 
 
-@kernel("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
-def batch_mat_mul(
+@kernel("BatchMatMul")
+def batch_mat_mul(x1: Tensor, x2: Tensor, *, adj_x1: bool = False, adj_x2: bool = False) -> Tensor:
+    """GE BatchMatMul: x1 @ x2 over leading dimensions, either transposed first."""
+    return product(_matrix(x1, adj_x1), _matrix(x2, adj_x2))
+
+
+@kernel("BatchMatMulV2", "BatchMatMulV3")
+def batch_mat_mul_v2(
     x1: Tensor,
     x2: Tensor,
     bias: Tensor | None = None,
+    offset_w: Tensor | None = None,
     *,
     adj_x1: bool = False,
     adj_x2: bool = False,
     offset_x: int = 0,
     enable_hf32: bool = False,
 ) -> Tensor:
-    """GE BatchMatMul: x1 @ x2 + bias over leading dimensions, either transposed first."""
-    y = product(_matrix(x1, adj_x1), _matrix(x2, adj_x2))
-    return y if bias is None else y + bias
+    """GE BatchMatMulV2, BatchMatMulV3: x1 @ x2 + bias over leading dimensions, either transposed first. HF32 only loosens the
+    precision."""
+    return _sum_of_products(_matrix(x1, adj_x1), _matrix(x2, adj_x2), bias, offset_w, offset_x)

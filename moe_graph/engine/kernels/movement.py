@@ -12,7 +12,7 @@ from moe_graph.engine.registry import Tensors, kernel
 
 
 @kernel("Cast")
-def cast(x: Tensor, *, dst_type: GeType, truncate: bool = False) -> Tensor:
+def cast(x: Tensor, *, dst_type: GeType) -> Tensor:
     """GE Cast: elements of x as dst_type."""
     return x.to(dst_type.torch)
 

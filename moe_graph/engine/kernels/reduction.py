@@ -72,23 +72,24 @@ def _by_dimension(function: Callable[..., Tensor], x: Tensor, dimensions: Sequen
 
 
 @kernel("ReduceAll")
-def reduce_all(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
+def reduce_all(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
     """GE ReduceAll: are all elements along axes true?"""
-    dimensions = _dimensions(x, axes, noop_with_empty_axes)
-    return _by_dimension(torch.all, x, dimensions, keep_dims)
+    return _by_dimension(torch.all, x, _dimensions(x, axes, True), keep_dims)
 
 
 @kernel("ReduceAny")
-def reduce_any(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
+def reduce_any(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
     """GE ReduceAny: is an element along axes true?"""
-    dimensions = _dimensions(x, axes, noop_with_empty_axes)
-    return _by_dimension(torch.any, x, dimensions, keep_dims)
+    return _by_dimension(torch.any, x, _dimensions(x, axes, True), keep_dims)
 
 
 @kernel("ReduceLogSumExp")
-def reduce_log_sum_exp(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
-    """GE ReduceLogSumExp: the logarithm of the sum of exp(x) along axes; empty axes mean all."""
-    return torch.logsumexp(x, _dimensions(x, axes, False), keepdim=keep_dims)
+def reduce_log_sum_exp(
+    x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = False
+) -> Tensor:
+    """GE ReduceLogSumExp: the logarithm of the sum of exp(x) along axes; empty axes mean all, unless noop_with_empty_axes."""
+    dimensions = _dimensions(x, axes, noop_with_empty_axes)
+    return torch.logsumexp(x, dimensions, keepdim=keep_dims) if dimensions else x.clone()
 
 
 @kernel("ReduceStdWithMean")

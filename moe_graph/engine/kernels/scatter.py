@@ -64,10 +64,16 @@ def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor, *, use_lock
     return var.index_put_(tuple(indices.long().unbind(-1)), updates)
 
 
-@kernel("ScatterNdAdd", "TensorScatterAdd")
+@kernel("ScatterNdAdd")
 def scatter_nd_add(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
-    """GE ScatterNdAdd, TensorScatterAdd: updates added at the elements or slices that the last dimension of indices names."""
+    """GE ScatterNdAdd: updates added at the elements or slices that the last dimension of indices names."""
     return var.index_put(tuple(indices.long().unbind(-1)), updates, accumulate=True)
+
+
+@kernel("TensorScatterAdd")
+def tensor_scatter_add(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    """GE TensorScatterAdd: x with updates added at the elements or slices that the last dimension of indices names."""
+    return scatter_nd_add(x, indices, updates)
 
 
 @kernel("ScatterUpdate")

@@ -45,7 +45,7 @@ def squeeze(x: Tensor, *, axis: list = ()) -> Tensor:
 
 
 @kernel("Unsqueeze")
-def unsqueeze(x: Tensor, *, axes: list) -> Tensor:
+def unsqueeze(x: Tensor, *, axes: list = ()) -> Tensor:
     """GE Unsqueeze: with dimensions of size 1 at these places of the result."""
     rank = x.dim() + len(axes)
     for place in sorted(axis % rank for axis in axes):

@@ -18,7 +18,27 @@ def sort(x: Tensor, *, axis: int = -1, descending: bool = False, stable: bool = 
     return values, places.to(torch.int32)
 
 
-@kernel("TopKV2", "TopK")
+@kernel("TopK")
+def top_k(
+    x: Tensor,
+    k: Tensor,
+    *,
+    sorted: bool = True,  # noqa: A002
+    largest: bool = True,
+    dim: int = -1,
+) -> tuple[Tensor, Tensor]:
+    """GE TopK: TopKV2 with places of type int32."""
+    return _top_k(x, k, dim, largest, sorted, torch.int32)
+
+
+def _top_k(
+    x: Tensor, k: Tensor, dim: int, largest: bool, in_order: bool, places_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    values, places = torch.topk(x, int(k), dim, largest, in_order)
+    return values, places.to(places_dtype)
+
+
+@kernel("TopKV2")
 def top_k_v2(
     x: Tensor,
     k: Tensor,
@@ -33,8 +53,7 @@ def top_k_v2(
 
     sort_policy chooses an algorithm, not the values.
     """
-    values, places = torch.topk(x, int(k), dim, largest, sorted)
-    return values, places.to(indices_dtype.torch)
+    return _top_k(x, k, dim, largest, sorted, indices_dtype.torch)
 
 
 @kernel("SearchSorted")

@@ -242,7 +242,7 @@ def _ge_grouped_matmul(
     group_type: int = -1,
     group_list_type: int = 0,
     act_type: int = 0,
-    tuning_config: list | None = None,
+    tuning_config: list | tuple[int, ...] = (0,),
 ) -> list[Tensor]:
     """GE GroupedMatmul. A dynamic input that is left out comes as one tensor of no elements; matrices come as they are, never
     transposed by an attribute. With group_type -1 a group_list is the one that was given as integers."""

@@ -31,7 +31,12 @@ def rms_norm_backward(grad: Tensor, x: Tensor, gamma: Tensor, rstd: Tensor) -> t
     return for_x.to(x.dtype), (grad.float() * wide * rstd).sum_to_size(gamma.shape)
 
 
+def _ge_rms_norm_grad(dy: Tensor, x: Tensor, rstd: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """GE RmsNormGrad: npu_rms_norm_backward."""
+    return rms_norm_backward(dy, x, gamma, rstd)
+
+
 OPERATOR = of_torch_npu("npu_rms_norm", rms_norm, ge=[GeKernel("RmsNorm", renamed(rms_norm))])
 BACKWARD_OPERATOR = of_torch_npu(
-    "npu_rms_norm_backward", rms_norm_backward, ge=[GeKernel("RmsNormGrad", renamed(rms_norm_backward, dy="grad"))]
+    "npu_rms_norm_backward", rms_norm_backward, ge=[GeKernel("RmsNormGrad", _ge_rms_norm_grad)]
 )

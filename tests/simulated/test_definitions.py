@@ -1,0 +1,142 @@
+"""Kernels of the engine against torchair's definitions: the node that torchair writes must be one that the kernel reads.
+
+torchair's function of a GE type is called with everything it takes: names, order and defaults are those of the node that it makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+import torchair
+from torchair._ge_concrete_graph import ge_apis
+from torchair.ge import _ge_graph
+
+from moe_graph.engine import attributes, kernels, registry
+
+assert kernels  # registers them
+
+# Attributes that torchair's function does not write, and the operators' definitions in ops-math, ops-nn, ops-transformer (*_proto.h) have.
+NEWER = {
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceLogSumExp"), {"noop_with_empty_axes"}),
+    "Range": {"is_closed"},
+    "TopKV2": {"indices_dtype"},
+    "MatMulV2": {"opImplMode"},
+    "BatchMatMulV2": {"enable_hf32"},
+    "QuantUpdateScatter": {"reciprocal_scale"},
+}
+# Inputs whose kind is another one than the quoted definition says.
+LENIENT = {
+    ("MoeFinalizeRouting", "bias"): "optional in the operator's document",
+    ("MoeFinalizeRouting", "scales"): "optional in the operator's document",
+    ("MoeFinalizeRouting", "expanded_row_idx"): "the front end and the kernel share the signature",
+    ("MoeFinalizeRouting", "expanded_expert_idx"): "optional in the operator's document",
+    ("ForeachRoundOffNumber", "roundMode"): "an input in the node that torchair writes",
+    ("ForeachLerpList", "weight"): "a list in ops-nn's definition and in the node that torchair writes",
+}
+# torchair's functions that write another type than their name says.
+FUNCTIONS = {"ForeachAcos": "ForeachACos", "ForeachAsin": "ForeachASin", "ForeachAtan": "ForeachATan"}
+# Types that torchair has no function for: made by its passes or by CANN alone.
+WITHOUT = {
+    "BatchMatMulV3",
+    "MatMulV3",
+    "Digamma",
+    "Lgamma",
+    "ForeachACos",
+    "ForeachASin",
+    "ForeachATan",
+    "ForeachReciprocal",
+    "ForeachSign",
+    "ForeachSqrt",
+}
+TYPES = sorted(set(registry.known_types()) - WITHOUT)
+# What torchair's function needs besides: it fails at its own default.
+GIVEN = {"GroupedMatmul": {"split_item": 3}, "ScatterPaKvCache": {"strides": [1, 1], "offsets": [0, 0]}}
+_SAMPLES = {"bool": False, "int": 1, "float": 1.0, "str": "none"}
+
+
+def _sample(annotation: object, data: object) -> object:
+    """An argument of this type."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    if "Tensor" in text:
+        return [data, data] if "List" in text else data
+    element = next(value for name, value in _SAMPLES.items() if name in text)
+    return [[element]] if text.count("List[") == 2 else [element] if "List" in text else element
+
+
+def written(ge_type: str) -> tuple[object, set[str]]:
+    """The node that torchair's function makes with each input fed and each attribute at its default; what it has no default for."""
+    function = getattr(ge_apis, FUNCTIONS.get(ge_type, ge_type))
+    parameters = inspect.signature(function).parameters.values()
+    with _ge_graph.GeGraph() as graph:
+        data = ge_apis.Data(index=0, dtype=0, shape=[2], placement="NPU")
+        given = {
+            parameter.name: _sample(parameter.annotation, data)
+            for parameter in parameters
+            if parameter.name not in ("dependencies", "node_name")
+            and ("Tensor" in str(parameter.annotation) or parameter.default is inspect.Parameter.empty)
+        } | GIVEN.get(ge_type, {})
+        function(**given)
+        return next(op for op in graph.op if op.type == ge_type), set(given)
+
+
+def fed_names(op: object) -> list[str]:
+    """Names of the inputs in order, x0, x1 of a dynamic one as x."""
+    names = [desc.name for desc in op.input_desc]
+    dynamic = {name[:-1] for name in names if name.endswith("0") and name[:-1] + "1" in names}
+    return list(dict.fromkeys(name[:-1] if name[:-1] in dynamic and name[-1] in "01" else name for name in names))
+
+
+def plain(value: object) -> object:
+    return [] if value is None else list(value) if isinstance(value, (tuple, list)) else value
+
+
+def differences(ge_type: str) -> list[str]:
+    """What the kernel's signature and torchair's node, or the definition that its function quotes, do not agree on."""
+    op, given = written(ge_type)
+    kernel = registry.get(ge_type)
+    document = getattr(ge_apis, FUNCTIONS.get(ge_type, ge_type)).__doc__ or ""
+    declared = {name: kind for kind, name in re.findall(r"\.(\w*INPUT|\w*ATTR)\(\s*(\w+)", document)}
+    found = []
+    if [wanted.name for wanted in kernel.inputs] != fed_names(op):
+        found.append(f"inputs are {fed_names(op)}, the kernel has {[wanted.name for wanted in kernel.inputs]}")
+    for wanted in kernel.inputs:
+        kind = "DYNAMIC_INPUT" if wanted.dynamic else "OPTIONAL_INPUT" if wanted.optional else "INPUT"
+        if declared.get(wanted.name, kind) != kind and (ge_type, wanted.name) not in LENIENT:
+            found.append(f"input {wanted.name} is {declared[wanted.name]}, the kernel has {kind}")
+    ours = {attribute.name: attribute for attribute in kernel.attributes}
+    defaults = {name: attributes.decode(op.attr[name]) for name in op.attr if not name.startswith("_")}
+    known = (
+        set(defaults)
+        | set(declared)
+        | set(inspect.signature(getattr(ge_apis, FUNCTIONS.get(ge_type, ge_type))).parameters)
+    )
+    if unknown := set(ours) - known - NEWER.get(ge_type, set()):
+        found.append(f"the definition has no attributes {sorted(unknown)}")
+    if missing := set(defaults) - set(ours):
+        found.append(f"the kernel has no attributes {sorted(missing)}")
+    for name in set(defaults) & set(ours):
+        required = declared.get(name, "REQUIRED_ATTR" if name in given else "ATTR") == "REQUIRED_ATTR"
+        if ours[name].required != required:
+            found.append(f"attribute {name} is {'' if required else 'not '}required")
+        elif not required and name not in given and plain(defaults[name]) != pytest.approx(plain(ours[name].default)):
+            found.append(f"attribute {name} is {defaults[name]!r} by default, the kernel has {ours[name].default!r}")
+    return found
+
+
+def test_kernels_read_the_nodes_that_torchair_writes():
+    differ = {ge_type: found for ge_type in TYPES if (found := differences(ge_type))}
+    assert not differ, "\n".join(f"{ge_type}: {line}" for ge_type, lines in differ.items() for line in lines)
+    assert len(TYPES) > 300
+
+
+def test_types_without_a_function_have_none():
+    assert not [ge_type for ge_type in WITHOUT if hasattr(ge_apis, ge_type) and ge_type not in FUNCTIONS.values()]
+
+
+def test_erfinv_compiles():
+    backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+    x = torch.tensor([-0.5, 0.0, 0.5, 1.0])
+    assert torch.equal(torch.compile(torch.erfinv, backend=backend)(x.npu()).cpu(), torch.erfinv(x))
