@@ -96,6 +96,11 @@ def destroy(library: Library, defined: Iterable[str] = ()) -> None:
         handles.pop(name.partition(".")[0], None)
 
 
+def has_kernel(qualname: str, key: str) -> bool:
+    """Has an operator a kernel under this very dispatch key, whoever has registered it? False if nobody has defined the operator."""
+    return schema_of(qualname) is not None and torch._C._dispatch_has_kernel_for_dispatch_key(qualname, key)
+
+
 def kernel_below(qualname: str, key: str) -> Callable[..., Any] | None:
     """The kernel now in force under a dispatch key, to be called after another is registered over it: (keys, *args, **kwargs).
 

@@ -32,12 +32,15 @@ class Operator:
             operator. CompositeExplicitAutograd serves each device that has no kernel of its own, so torch_npu's (PrivateUse1) keeps
             precedence
         ge: the GE types that torchair lowers it to, each with its kernel
+        refined_fake: what is added to torch_npu's fake implementation, which takes the place of ours where torch_npu is loaded;
+            called with torch_npu's and the arguments. It accepts and refuses what torch_npu's does
     """
 
     schema: str
     reference: Callable
     kernels: Mapping[str, Callable] = field(default_factory=dict)
     ge: tuple[GeKernel, ...] = ()
+    refined_fake: Callable | None = None
 
     @property
     def name(self) -> str:
@@ -74,20 +77,22 @@ def declare(
     differentiable: bool = False,
     autograd: Callable | None = None,
     ge: Sequence[GeKernel] = (),
+    refined_fake: Callable | None = None,
 ) -> Operator:
     """An operator of the MoE layer, which works without torch_npu, too: with a fake implementation and an any-device fallback.
 
     Args:
         schema: of the operator, without its namespace.
-        fake: the fake implementation.
+        fake: the fake implementation where torch_npu is not loaded, or has none.
         fallback: the kernel for any device; the reference.
         differentiable: the fallback is composed of operators that torch differentiates; its gradient is theirs. A gradient that
             torch_npu has for NPU tensors keeps precedence.
         autograd: the kernel under Autograd of an operator that records a gradient of its own.
         ge: the GE types it lowers to.
+        refined_fake: see `Operator`.
     """
     kernels: dict[str, Callable] = {"CompositeExplicitAutograd": fallback, "Meta": fake}
-    operator = Operator(schema, fallback, kernels, tuple(ge))
+    operator = Operator(schema, fallback, kernels, tuple(ge), refined_fake)
     if differentiable:
         kernels["Autograd"] = _composed_gradient(operator, fallback)
     if autograd is not None:
@@ -107,11 +112,17 @@ def of_torch_npu(name: str, reference: Callable, *, ge: Sequence[GeKernel] = ())
 
 
 def _composed_gradient(operator: Operator, fallback: Callable) -> Callable:
-    """The kernel under Autograd: with a gradient to record it is the fallback's own operators that are recorded."""
+    """The kernel under Autograd: with a gradient to record it is the fallback's own operators that are recorded.
+
+    What the fallback refuses, a device may compute: the operator decides, without a gradient, as it does without this package.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((*args, *kwargs.values()))):
-            return fallback(*args, **kwargs)
+            try:
+                return fallback(*args, **kwargs)
+            except ValueError:
+                pass
         with torch._C._AutoDispatchBelowAutograd():
             return operator.overload(*args, **kwargs)
 

@@ -1,15 +1,19 @@
 """Registration of everything this package adds to torch, torch_npu and torchair: declared here, done once, undone whole.
 
-What is already there stays: torch_npu's schema and its NPU kernel. What is missing is added: the schema where torch_npu is not loaded,
-the any-device fallback, autograd. What is there but checks nothing is replaced: the fake implementation and the converter.
+What is already there stays: torch_npu's schemas, its NPU kernels, its fake implementations. What is missing is added: the schema where
+torch_npu is not loaded, the any-device fallback, autograd. Of `npu_moe_re_routing` the fake implementation and the converter are replaced:
+torch_npu's check nothing, ours refuse what no product takes.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch.library import Library
 
@@ -88,7 +92,24 @@ def _register_kernels() -> None:
         compat.define(definitions, operator.schema)
     for operator in OPERATORS:
         for key, kernel in operator.kernels.items():
+            if key == "Meta" and operator is not RE_ROUTING and compat.has_kernel(operator.qualname, key):
+                # torch_npu's stays: it traces types and modes that a device computes, and the fallback does not.
+                refined = _refined_fake(operator)
+                if refined is None:
+                    continue
+                kernel = refined
             compat.impl(kernels, operator.name, kernel, key)
+
+
+def _refined_fake(operator: operators.Operator) -> Callable[..., Any] | None:
+    """The operator's addition to torch_npu's fake implementation, or None: it has none, or torch_npu's is not where it is looked for.
+
+    torch_npu's is called as the Python function that it is: under a mode of torch's, the dispatcher's handle of a kernel in Python
+    leads to the one registered last.
+    """
+    fakes = sys.modules.get("torch_npu.op_plugin.meta._meta_registrations")
+    theirs = getattr(fakes, f"{operator.name.partition('.')[0]}_meta", None)
+    return functools.partial(operator.refined_fake, theirs) if operator.refined_fake and theirs else None
 
 
 def _unregister_kernels() -> None:

@@ -17,7 +17,7 @@ synchronization. The gradient is made of the operator itself and reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,17 @@ def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list
         shapes = [(size, matrix.shape[-1]) for size, matrix in zip(sizes, weight)]
         return [x[0].new_empty(shape, dtype=form.dtype) for shape in shapes]
     return [a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=form.dtype) for a, b in zip(x, weight)]
+
+
+def _refined_fake(
+    theirs: Callable[..., Any], x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any
+) -> list[Tensor]:
+    """torch_npu's. With one x, a group_list of integers and split_item 0 it gives one output, its own NPU kernel one for each weight;
+    with split_item 1, which is the same form, it knows them."""
+    listed = keywords.get("group_list")
+    if len(x) == 1 and listed is not None and len(listed) == len(weight) > 1 and not keywords.get("split_item", 0):
+        keywords["split_item"] = 1
+    return list(theirs(x, weight, **keywords))
 
 
 def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
@@ -290,4 +301,5 @@ LIST_OPERATOR = declare(
     fake=fake,
     fallback=grouped_matmul,
     autograd=grouped_matmul_autograd,
+    refined_fake=_refined_fake,
 )

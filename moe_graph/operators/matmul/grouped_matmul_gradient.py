@@ -9,6 +9,7 @@ kernel, becomes GroupedMatmul nodes in graph mode, and is differentiable itself:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,14 +29,20 @@ from moe_graph.operators.matmul.grouped_matmul_checks import (
 
 
 def grouped_matmul_autograd(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
-    """The kernel under Autograd. Without a gradient to record it only passes the call on."""
+    """The kernel under Autograd. Without a gradient to record, and with torch_npu for a form that has none, it only passes the call on."""
     options = Options(**keywords)
     tensors = (*x, *weight, *(options.bias or ()))
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _all_tensors(x, weight, options))):
         return _below_autograd(x, weight, keywords)
-    form = check_arguments(x, weight, options)
-    if form.quantized:
-        check.refuse("x and weight", "of one floating point dtype where a gradient is required", x[0].dtype)
+    try:
+        form = check_arguments(x, weight, options)
+        if form.quantized:
+            check.refuse("x and weight", "of one floating point dtype where a gradient is required", x[0].dtype)
+    except ValueError:
+        if "torch_npu" not in sys.modules:
+            raise
+        # A device may compute it, without a gradient, as it does without this package.
+        return _below_autograd(x, weight, keywords)
     return list(_GroupedMatmul.apply(len(x), len(weight), form, options, keywords, *tensors))
 
 

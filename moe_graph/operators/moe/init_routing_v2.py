@@ -23,6 +23,7 @@ fallback's expanded_x and expanded_scale have gradients, those of what they are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -162,6 +163,18 @@ def fake(x: Tensor, expert_idx: Tensor, **keywords: Any) -> tuple[Tensor, Tensor
         x.new_empty(tokens if options.expert_tokens_num_flag else (), dtype=torch.int64),
         x.new_empty(() if options.quant_mode == STATIC else (rows,), dtype=torch.float32),
     )
+
+
+def _refined_fake(theirs: Callable[..., Any], x: Tensor, expert_idx: Tensor, **keywords: Any) -> tuple[Tensor, ...]:
+    """torch_npu's, whose min(active_num, N * K) is for one N alone: here N * K may stay symbolic."""
+    active_num, dropless = keywords.get("active_num", -1), keywords.get("drop_pad_mode", DROPLESS) == DROPLESS
+    total = expert_idx.numel()
+    if active_num <= 0 or not dropless or isinstance(total, int):
+        return tuple(theirs(x, expert_idx, **keywords))
+    expanded, *others, scale = theirs(x, expert_idx, **{**keywords, "active_num": -1})
+    rows = torch.sym_min(active_num, total)
+    expanded, scale = (out.new_empty((rows, *out.shape[1:])) if out.dim() else out for out in (expanded, scale))
+    return expanded, *others, scale
 
 
 def _row_count(total: int | torch.SymInt, options: Options) -> int | torch.SymInt:
@@ -324,4 +337,5 @@ OPERATOR = declare(
     fallback=init_routing_v2,
     differentiable=True,
     ge=[GeKernel("MoeInitRoutingV3", _ge_moe_init_routing_v3)],
+    refined_fake=_refined_fake,
 )

@@ -11,6 +11,9 @@ Sources: the operator's page in the torch_npu documentation, the document of acl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,6 +63,18 @@ def fake(
     return tokens.new_empty((rows, tokens.shape[1])), tokens.new_empty((total,), dtype=torch.int32)
 
 
+def _refined_fake(
+    theirs: Callable[..., Any], tokens: Tensor, indices: Tensor, num_out_tokens: int | None = None, *padded: bool
+) -> tuple[Tensor, Tensor]:
+    """torch_npu's, whose min(num_out_tokens, N * K) is for one N alone: here N * K may stay symbolic."""
+    total = indices.numel()
+    if num_out_tokens is None or num_out_tokens <= 0 or isinstance(total, int):
+        permuted, places = theirs(tokens, indices, num_out_tokens, *padded)
+        return permuted, places
+    permuted, places = theirs(tokens, indices, None, *padded)
+    return permuted.new_empty((_rows(total, num_out_tokens), tokens.shape[1])), places
+
+
 def token_permute(
     tokens: Tensor, indices: Tensor, num_out_tokens: int | None = None, padded_mode: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -76,4 +91,5 @@ OPERATOR = declare(
     fake=fake,
     fallback=token_permute,
     differentiable=True,
+    refined_fake=_refined_fake,
 )
