@@ -206,6 +206,8 @@ def test_quantized_tokens(dtype):
     assert (outputs[0].q_scale(), outputs[0].q_zero_point(), outputs[0].dtype) == (0.1, 3, dtype)
     with pytest.raises(ValueError, match="out.permute_tokens must be None for quantized tokens"):
         moe_graph.moe_re_routing(tokens, counts, out=(tokens.clone(), None, None, None))
-    by_channel = torch.quantize_per_channel(torch.randn(20, 8), torch.ones(8), torch.zeros(8), 1, dtype)
+    by_channel = torch.quantize_per_channel(
+        torch.randn(20, 8), torch.ones(8), torch.zeros(8, dtype=torch.long), 1, dtype
+    )
     with pytest.raises(ValueError, match="tokens must be quantized by tensor, if it is quantized, got .*per_channel"):
         moe_graph.moe_re_routing(by_channel, counts)
