@@ -47,6 +47,11 @@ class Program:
         return self._plan.name
 
     @property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """The outputs' dimensions as NetOutput describes them; -1: known at run time only."""
+        return [described.shape for described in self._plan.outputs]
+
+    @property
     def node_types(self) -> list[str]:
         """GE types of the graph's nodes, in the graph's order."""
         return [node.type for node in self._plan.nodes]
@@ -54,7 +59,8 @@ class Program:
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         """Run on CPU tensors, one for each Data node by its index; return the outputs in NetOutput's order.
 
-        Raises GraphError if the number or a dtype of the inputs does not fit, KernelError if a kernel fails.
+        Raises GraphError if the number or a dtype of the inputs does not fit, KernelError if a kernel fails, or gives an output that
+        has not the dtype and shape that FX has for it: then the operator's fake implementation or its converter is wrong.
         An output may share memory with an input where the graph passes one through, never with a constant of the graph.
         """
         plan, thread = self._plan, threading.get_ident()
@@ -63,8 +69,7 @@ class Program:
         values = dict(plan.constants)
         for position, value in enumerate(inputs):
             node = plan.data[position]
-            _check_input(node, position, value)
-            values[node.index, 0] = value.detach()
+            values[node.index, 0] = _input(node, position, value)
         with torch.no_grad():
             recorders = [observer(plan, values) for only, observer in _observers if only in (None, thread)]
             for index in plan.order:
@@ -76,7 +81,9 @@ class Program:
                 del results  # what no later node reads is freed now, not after the next node
                 for slot in plan.frees.get(index, ()):
                     values.pop(slot, None)
-            return [_apart_from_constants(values[slot], plan) for slot in plan.results]
+            results = [_apart_from_constants(values[slot], plan) for slot in plan.results]
+        _check_outputs(results, plan)
+        return results
 
 
 def load_model(serialized: bytes, source_lines: Mapping[str, str] | None = None) -> Program:
@@ -87,18 +94,37 @@ def load_model(serialized: bytes, source_lines: Mapping[str, str] | None = None)
     return Program(graph.plan(graph.parse(serialized), source_lines))
 
 
-def _check_input(node: Node, position: int, value: Tensor) -> None:
+def _input(node: Node, position: int, value: Tensor) -> Tensor:
+    """The value as the Data node describes it. torchair describes a number as a scalar and feeds it as a tensor [1]."""
     if not isinstance(value, Tensor):
         raise GraphError(f"input {position} of {node} must be a tensor, got {type(value).__name__}")
     described = node.outputs[0]
     if described.type is not None and value.dtype != described.type.torch:
         raise GraphError(f"input {position} of {node} must be {described.type.name}, got {value.dtype}")
-    # torchair describes a size as a scalar and feeds a tensor [1].
-    sizes = value.shape[1:] if not described.shape and value.shape == (1,) else value.shape
-    if -2 not in described.shape and (
-        len(described.shape) != len(sizes) or any(size not in (-1, got) for size, got in zip(described.shape, sizes))
-    ):
+    if not described.shape and value.shape == (1,):
+        value = value.reshape(())
+    if not _has_shape(value, described.shape):
         raise GraphError(f"input {position} of {node} must have shape {list(described.shape)}, got {list(value.shape)}")
+    return value.detach()
+
+
+def _check_outputs(results: list[Tensor], plan: Plan) -> None:
+    for position, (result, described) in enumerate(zip(results, plan.outputs)):
+        fits = described.type is None or result.dtype == described.type.torch
+        if described.is_fx and not (fits and _has_shape(result, described.shape)):
+            type_name = described.type.name if described.type else "any dtype"
+            raise KernelError(
+                f"output {position} of the graph, {plan.nodes[plan.results[position][0]]}, is {result.dtype} {list(result.shape)}, "
+                f"but in the FX graph it is {type_name} {list(described.shape)}: the operator's fake (Meta) implementation or its "
+                "converter is wrong"
+            )
+
+
+def _has_shape(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Is it that shape, as far as the graph says (-1: any size, [-2]: any rank)?"""
+    return -2 in shape or (
+        len(shape) == value.dim() and all(size in (-1, got) for size, got in zip(shape, value.shape))
+    )
 
 
 def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> list[Tensor]:

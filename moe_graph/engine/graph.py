@@ -25,12 +25,14 @@ class Descriptor:
     """An input or output as the graph describes it: GE name, type (None: left open) and dimensions (-1 unknown, [-2] unknown rank).
 
     fx_name   the FX tensor it is, as torchair notes it on outputs ("add-aten.add.Tensor.OUTPUT.0"), or ""
+    is_fx     its type and dimensions are those of a tensor of the FX graph
     """
 
     name: str
     type: GeType | None
     shape: tuple[int, ...]
     fx_name: str = ""
+    is_fx: bool = False
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Plan:
     nodes      every node, by index           order      indices of the nodes to run, inputs and constants left out
     data       index of each Data node, by position of the run-time input
     constants  values known from the start    results    slots of the outputs, in order
-    frees      after node i has run, the slots no later node reads
+    outputs    how NetOutput describes them   frees      after node i has run, the slots no later node reads
     constant_memory   where the constants lie
     """
 
@@ -71,6 +73,7 @@ class Plan:
     data: dict[int, Node]
     constants: dict[tuple[int, int], Tensor]
     results: list[tuple[int, int]]
+    outputs: tuple[Descriptor, ...]
     frees: dict[int, list[tuple[int, int]]]
     constant_memory: frozenset[int]
 
@@ -126,7 +129,8 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
     if None in results:
         raise GraphError(f"{outputs[0]}: input {results.index(None)} is not fed")
     memory = frozenset(value.untyped_storage().data_ptr() for value in constants.values() if value.numel())
-    return Plan(graph.name, nodes, order, data, constants, results, _frees(nodes, order, results), memory)
+    described, frees = outputs[0].inputs, _frees(nodes, order, results)
+    return Plan(graph.name, nodes, order, data, constants, results, described, frees, memory)
 
 
 def _node(index: int, op: Any) -> Node:
@@ -141,7 +145,8 @@ def _node(index: int, op: Any) -> Node:
 
 
 def _descriptor(desc: Any) -> Descriptor:
-    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(desc.shape.dim), _fx_name(desc))
+    is_fx = desc.attr["_meta"].s.startswith(b"Tensor(") if "_meta" in desc.attr else False
+    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(desc.shape.dim), _fx_name(desc), is_fx)
 
 
 def _fx_name(desc: Any) -> str:

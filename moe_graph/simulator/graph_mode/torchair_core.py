@@ -59,6 +59,7 @@ class TorchNpuGraphBase:
         self._name = name
         self._serialized: bytes | None = None
         self._program: Any = None
+        self._fx_shapes: list[tuple[int, ...]] | None = None
         self._lock = threading.Lock()
 
     def load(
@@ -81,19 +82,35 @@ class TorchNpuGraphBase:
             self._program = program
 
     def set_hint_shape(self, inputs_shape: Any, outputs_shape: Any) -> None:
-        """Hints for memory planning. The host engine needs none."""
+        """The shapes of the FX graph's inputs and outputs (-1: not known before the run)."""
+        self._fx_shapes = [tuple(shape) for shape in outputs_shape]
 
     def compile(self) -> None:
-        """The graph was planned when it was loaded."""
-        self._loaded("compile")
+        """The graph was planned when it was loaded. Raises RuntimeError if its outputs are not those of the FX graph.
+
+        Here the shapes that the graph describes are compared; those that its kernels give are compared when it runs.
+        """
+        shapes = self._loaded("compile").output_shapes
+        if self._fx_shapes is not None and len(shapes) != len(self._fx_shapes):
+            raise RuntimeError(
+                f"simulated device: the graph has {len(shapes)} outputs, the FX graph has {len(self._fx_shapes)}"
+            )
+        for position, (shape, fx) in enumerate(zip(shapes, self._fx_shapes or ())):
+            if len(shape) != len(fx) or any(-1 not in sizes and sizes[0] != sizes[1] for sizes in zip(shape, fx)):
+                raise RuntimeError(
+                    f"simulated device: output {position} of the graph has shape {list(shape)}, in the FX graph it is {list(fx)}"
+                )
 
     def run(self, call: tuple[list[Tensor], list[Tensor | None], int | None]) -> list[Tensor]:
         """Run on (inputs, assigned outputs, stream); return the outputs, on the device of the inputs.
 
         An input on the simulated device is read in place. Where an assigned output is given, the result is written into it, and it
-        is what is returned. Raises RuntimeError if the graph was not loaded or an assigned output has another shape or dtype.
+        is what is returned. Raises RuntimeError if the graph was not loaded, if an input is not a tensor, or if an assigned output
+        has another shape or dtype or is neither a tensor nor None.
         """
         inputs, assigned, _stream = call
+        _check_tensors(inputs)
+        _check_tensors(assigned or [], optional=True)
         program = self._loaded("run")
         devices = [tensor.device for tensor in inputs if is_npu(tensor)]
         if devices:
@@ -111,7 +128,8 @@ class TorchNpuGraphBase:
         ]
 
     def auto_tune(self, call: Any) -> None:
-        """Not modelled: there is no operator compiler to tune."""
+        """Not modelled: there is no operator compiler to tune. Raises RuntimeError for inputs that `run` would not take."""
+        _check_tensors(call[0])
         raise NeedsCann("auto tune (config.aoe_config)")
 
     def _loaded(self, step: str) -> Any:
@@ -120,6 +138,15 @@ class TorchNpuGraphBase:
         if program is None:
             raise RuntimeError(f"simulated device: graph {self._name!r} cannot {step} before it is loaded")
         return program
+
+
+def _check_tensors(values: Any, optional: bool = False) -> None:
+    """In the words of the extension module."""
+    for position, value in enumerate(values):
+        if value is None and not optional:
+            raise RuntimeError(f"element {position} is None")
+        if value is not None and not isinstance(value, Tensor):
+            raise RuntimeError(f"element {position} is not a Tensor")
 
 
 def _source_lines_of_caller() -> dict[str, str]:
@@ -175,8 +202,25 @@ def _finalize_graph_engine() -> None:
 
 
 def _check_cann_compat(op_type: str, optional_inputs: Any, optional_attrs: Any) -> str:
-    """An empty text: the host engine executes each input and attribute that its kernels name, and refuses others when it loads."""
-    return ""
+    """What an older CANN would lack of an operator, in CANN's words; an empty text if nothing.
+
+    "Has" means here: torchair's generated definitions have it, or the host engine a kernel of that name.
+    """
+    from moe_graph.engine import registry
+
+    definition, kernel = ir_definition(op_type), registry.get(op_type)
+    if definition.status != "SUCCESS" and kernel is None:
+        return f"OperatorFactory find optype {op_type} failed, maybe you need upgrade cann version."
+    known_inputs = {name for name, _ in definition.inputs} | {i.name for i in (kernel.inputs if kernel else ())}
+    known_attrs = {name for name, _ in definition.attrs} | {a.name for a in (kernel.attributes if kernel else ())}
+    inputs = [name for name in optional_inputs if name not in known_inputs]
+    attrs = [name for name in optional_attrs if name not in known_attrs]
+    if not inputs and not attrs:
+        return ""
+    return (
+        f"optype {op_type} unsupported optional input [{', '.join(inputs)}], optional attr [{', '.join(attrs)}], "
+        "please upgrade cann version."
+    )
 
 
 def _stupid_repeat(word: str, times: int) -> str:
