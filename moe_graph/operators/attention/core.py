@@ -1,0 +1,98 @@
+"""softmax(scale * query @ key^T + bias) @ value over the keys that a query may see: what every attention operator of this room computes.
+
+    query [B, N, Sq, D]   key [B, K, Sk, D]   value [B, K, Sk, Dv]   N a multiple of K: N / K query heads share a key/value head
+    allowed  bool, bias float, both broadcast to [B, N, Sq, Sk]: the keys that a query sees; what is added to the scaled scores
+    sink     [N]: a key of this score with a value of zero
+
+All in float32, which the caller rounds once. A query that sees no key has output 0 and log-sum-exp +inf, as the kernels set them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Probabilities = Callable[[Tensor], Tensor]
+"""What is done to exp(score - maximum) before it meets the values: rounding to int8."""
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    allowed: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """The output [B, N, Sq, Dv], float32."""
+    if sink is not None or not key.shape[2] or not query.numel():
+        return attend_with_lse(query, key, value, scale, allowed, bias, sink)[0]
+    batch, heads, rows, width = query.shape
+    groups = heads // key.shape[1]
+    mask = _additive(allowed, bias)
+    if groups > 1 and rows == 1:  # the heads that share a key/value head are rows of one product
+        query = query.reshape(batch, key.shape[1], groups, width)
+        if mask is not None:
+            mask = mask.expand(-1, -1, rows, -1)
+            if mask.shape[1] > 1:
+                mask = mask.reshape(mask.shape[0], key.shape[1], groups, -1)
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    output = output.reshape(batch, heads, rows, value.shape[3])
+    if allowed is None:
+        return output
+    return output.masked_fill(~allowed.any(-1, keepdim=True), 0)
+
+
+def attend_with_lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    allowed: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+    probabilities: Probabilities | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output and the logarithm of the sum of exp(score), [B, N, Sq, 1], both float32. With a sink both count it."""
+    scores = _scores(query, key, scale, bias)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    maximum = scores.amax(-1, keepdim=True) if key.shape[2] else scores.new_full((*scores.shape[:3], 1), -torch.inf)
+    if sink is not None:
+        maximum = torch.maximum(maximum, sink.float().view(1, -1, 1, 1))
+    dead = maximum.isneginf()
+    maximum = maximum.masked_fill(dead, 0)
+    exponentials = (scores - maximum).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + (sink.float().view(1, -1, 1, 1) - maximum).exp()
+    if probabilities is not None:
+        exponentials = probabilities(exponentials)
+    output = (_by_value(exponentials, value) / total).masked_fill(dead, 0)
+    return output, (total.log() + maximum).masked_fill(dead, torch.inf)
+
+
+def _additive(allowed: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """The one mask that torch's attention takes: boolean, or added."""
+    if bias is None or allowed is None:
+        return allowed if bias is None else bias
+    return torch.where(allowed, bias, -torch.inf)
+
+
+def _scores(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    batch, heads, rows, width = query.shape
+    folded = query.reshape(batch, key.shape[1], heads // key.shape[1] * rows, width)
+    scores = (folded @ key.transpose(2, 3)).view(batch, heads, rows, key.shape[2]) * scale
+    return scores if bias is None else scores + bias
+
+
+def _by_value(weights: Tensor, value: Tensor) -> Tensor:
+    batch, heads, rows, keys = weights.shape
+    folded = weights.view(batch, value.shape[1], heads // value.shape[1] * rows, keys)
+    return (folded @ value).view(batch, heads, rows, value.shape[3])
