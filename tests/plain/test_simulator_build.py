@@ -55,6 +55,17 @@ def test_a_warm_start_needs_neither_compiler_nor_pyelftools(cache):
     assert run.stdout == STARTED, run.stderr
 
 
+def test_a_damaged_cache_is_built_again(cache, tmp_path):
+    assert python("-c", START, MOE_GRAPH_CACHE=cache).stdout == STARTED
+    shutil.copytree(cache, tmp_path / "cache")
+    (entry,) = (tmp_path / "cache" / "simulator" / name for name in built(cache))
+    (entry / "libascendcl.so").write_bytes(b"")
+    lax = f"import os; os.umask(0); {START}"
+    run = python("-c", lax, MOE_GRAPH_CACHE=tmp_path / "cache")
+    assert run.stdout == STARTED, run.stderr
+    assert {path.stat().st_mode & 0o777 for path in entry.iterdir()} == {0o644}
+
+
 def test_imported_after_plain_torch(cache):
     code = f"import torch; assert 'torch_npu' not in __import__('sys').modules; {START}"
     run = python("-c", code, MOE_GRAPH_CACHE=cache, TORCH_DEVICE_BACKEND_AUTOLOAD="0")

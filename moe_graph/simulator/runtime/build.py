@@ -6,11 +6,9 @@ which depends on the first: every look-up, in whichever library torch_npu makes 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -19,24 +17,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
-from moe_graph.simulator.runtime import symbols
+from moe_graph.simulator.runtime import cache, symbols
 from moe_graph.simulator.runtime.errors import SimulatorError
 
 MAIN = "libascendcl.so"
-_MANIFEST = "manifest.json"
 _SOURCES = Path(__file__).parent
 _FLAGS = "-std=c11 -O2 -fPIC -fexceptions -fvisibility=hidden -pthread -shared".split()
-
-
-def cache_folder() -> Path:
-    """MOE_GRAPH_CACHE, else moe_graph in the XDG cache folder."""
-    chosen = os.environ.get("MOE_GRAPH_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_graph"
 
 
 def wheel_folder() -> Path:
@@ -59,20 +47,26 @@ def ensure_built() -> list[Path]:
     if _loaded:
         return _loaded
     wheel = wheel_folder()
-    base = cache_folder() / "simulator"
+    base = cache.cache_folder() / "simulator"
     folder = base / _digest(wheel)
-    if not (folder / _MANIFEST).exists():
-        compiler = _find_compiler()
-        try:
-            base.mkdir(parents=True, exist_ok=True)
-            with _locked(base / "lock"):
-                if not (folder / _MANIFEST).exists():
-                    _build_into(folder, wheel, compiler)
-        except OSError as error:
-            raise SimulatorError(
-                f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
-            ) from error
-    return _libraries(folder)
+    cache.check_folder(base)
+    found = cache.libraries(folder)
+    if found is not None:
+        return found
+    compiler = _find_compiler()
+    try:
+        cache.make_folder(base)
+        with cache.locked(base):
+            if cache.libraries(folder) is None:
+                _build_into(folder, wheel, compiler)
+    except OSError as error:
+        raise SimulatorError(
+            f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
+        ) from error
+    found = cache.libraries(folder)
+    if found is None:
+        raise SimulatorError(f"the simulated device was built in {folder}, and is not whole there: set MOE_GRAPH_CACHE")
+    return found
 
 
 _loaded: list[Path] = []
@@ -81,10 +75,6 @@ _loaded: list[Path] = []
 def mark_loaded(libraries: list[Path]) -> None:
     """Say that this process has loaded the libraries."""
     _loaded.extend(libraries)
-
-
-def _libraries(folder: Path) -> list[Path]:
-    return [folder / name for name in json.loads((folder / _MANIFEST).read_text())["libraries"]]
 
 
 def _digest(wheel: Path) -> str:
@@ -124,15 +114,8 @@ def _find_compiler() -> list[str]:
     )
 
 
-@contextmanager
-def _locked(path: Path):
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build_into(folder: Path, wheel: Path, compiler: list[str]) -> None:
-    """Build beside the final place and rename, so that a folder with a manifest is always whole."""
+    """Build beside the final place and rename, so that what is there is whole."""
     wanted = symbols.requirements(wheel)
     names = [MAIN, *(name for name in wanted.sonames if name != MAIN)]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as temporary:
@@ -144,11 +127,10 @@ def _build_into(folder: Path, wheel: Path, compiler: list[str]) -> None:
         _compile(compiler, work / MAIN, [*map(str, sources), f"-I{_SOURCES}", "-ldl"])
         for name in names[1:]:
             _compile(compiler, work / name, [str(work / "empty.c"), "-Wl,--no-as-needed", f"-L{work}", "-l:" + MAIN])
-        (work / _MANIFEST).write_text(
-            json.dumps({"libraries": names, "wheel": str(wheel), "compiler": compiler}, indent=1)
-        )
-        shutil.rmtree(folder, ignore_errors=True)  # left without a manifest by someone else
-        work.rename(folder)
+        for source in work.glob("*.c"):
+            source.unlink()
+        cache.seal(work, names, wheel=str(wheel), compiler=compiler)
+        cache.replace(folder, work)
 
 
 def _compile(compiler: list[str], output: Path, arguments: list[str]) -> None:
