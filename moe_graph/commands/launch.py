@@ -7,6 +7,7 @@ import contextlib
 import os
 import runpy
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m moe_graph run",
         description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
-        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] [--report] (SCRIPT | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] [--report] (SCRIPT | - | -m MODULE) [ARGS ...]",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
@@ -31,16 +32,21 @@ def _parser() -> argparse.ArgumentParser:
         help="at exit, show on stderr the operators that were used, and the copies and waits that would stall a device",
     )
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
-    parser.add_argument("target", nargs=argparse.REMAINDER, help="the script or module, and its arguments")
+    parser.add_argument(
+        "target", nargs=argparse.REMAINDER, help="the script (- is standard input) or module, and its arguments"
+    )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the target. Its exit code and its exceptions are Python's own; 1 if the simulated device cannot start."""
+    """Run the target. Its exit code and exceptions are Python's own; 1 if the device cannot start, 2 if there is no script."""
     parser = _parser()
     options = parser.parse_args(argv)
     if not options.target:
         parser.error("a SCRIPT, or -m MODULE, is required")
+    if not options.module and options.target[0] != "-" and not os.path.exists(options.target[0]):
+        print(f"moe_graph: there is no file {options.target[0]!r} to run", file=sys.stderr)
+        return 2
     if options.soc is not None:
         os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
     if options.devices is not None:
@@ -57,12 +63,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    target = options.target[0]
     if options.module:
-        runpy.run_module(options.target[0], run_name="__main__", alter_sys=True)
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+        return
+    # python -m has put the working directory first; a script is found beside its own files instead.
+    sys.path[0] = "" if target == "-" else os.path.dirname(os.path.realpath(target))
+    if target == "-" or (os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target))):
+        _run_stream(target)
     else:
-        # python -m has put the working directory first; a script is found beside its own files instead.
-        sys.path[0] = os.path.dirname(os.path.realpath(options.target[0]))
-        runpy.run_path(options.target[0], run_name="__main__")
+        runpy.run_path(target, run_name="__main__")
+
+
+def _run_stream(target: str) -> None:
+    """Run what comes out of standard input or a pipe. It can be read once, and runpy reads it twice."""
+    module = types.ModuleType("__main__")
+    if target == "-":
+        code = compile(sys.stdin.buffer.read(), "<stdin>", "exec")
+    else:
+        with open(target, "rb") as stream:
+            code = compile(stream.read(), target, "exec")
+        module.__file__ = target
+    sys.modules["__main__"] = module
+    exec(code, vars(module))
 
 
 @contextlib.contextmanager

@@ -93,10 +93,10 @@ def _check_environment() -> None:
 
 
 def _import_torch_npu(wheel) -> None:
-    # Launches are finished when they return here, so torch_npu's task queue would only make errors surface later than their cause.
-    os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
+    from moe_graph.simulator.runtime import native
+
     try:
-        with contextlib.redirect_stdout(_WithoutLine(sys.stdout, _NO_CANN)):
+        with native.task_queue_off(), contextlib.redirect_stdout(_WithoutLine(sys.stdout, _NO_CANN)):
             import torch_npu  # noqa: F401
     except ModuleNotFoundError as error:
         raise SimulatorError(

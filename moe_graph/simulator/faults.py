@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from moe_graph.foundation import compat
-from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime import launches, native
 from moe_graph.simulator.runtime.errors import SimulatorError
 from moe_graph.simulator.runtime.library import runtime
 
@@ -204,7 +204,7 @@ def _at_launch(operator: str, from_call: int, fault: Any) -> Iterator[None]:
         return
     # torch_npu's kernel stays below: it is called while the fault is not due.
     space, name = _NATIVE[packet]
-    below = compat.kernel_below(packet, "PrivateUse1")
+    below = native.kernel_below(packet, "PrivateUse1")
     if below is None:
         raise NotImplementedError(f"a fault in {packet} needs torch 2.9 or newer, this is torch {torch.__version__}")
 

@@ -20,9 +20,14 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-def command(*arguments, cwd=None):
+def command(*arguments, cwd=None, input=None):
     return subprocess.run(
-        [sys.executable, "-m", "moe_graph", *arguments], capture_output=True, text=True, timeout=300, cwd=cwd
+        [sys.executable, "-m", "moe_graph", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        input=input,
     )
 
 
@@ -67,6 +72,20 @@ def test_a_traceback_is_shown(tmp_path):
     script.write_text("def f():\n    raise ValueError('its own error')\nf()\n")
     run = command("run", str(script))
     assert run.returncode == 1 and "ValueError: its own error" in run.stderr and "fails.py" in run.stderr
+
+
+@on_simulator
+@pytest.mark.parametrize("target", ["-", "/dev/stdin"])
+def test_a_script_comes_out_of_a_pipe(target):
+    source = "import sys, torch\nprint(sys.argv, __name__, sys.modules['__main__'].__dict__ is globals(), torch.ones(2).npu().sum().item())"
+    run = command("run", "-q", target, "a", input=source)
+    assert (run.returncode, run.stdout) == (0, f"[{target!r}, 'a'] __main__ True 2.0\n"), run.stderr
+
+
+def test_a_script_that_is_not_there_is_one_line(tmp_path):
+    run = command("run", str(tmp_path / "none.py"))
+    assert run.returncode == 2
+    assert run.stderr == f"moe_graph: there is no file {str(tmp_path / 'none.py')!r} to run\n"
 
 
 @on_simulator

@@ -82,22 +82,45 @@ def test_started_from_threads_at_once(cache):
     assert (run.returncode, run.stdout) == (0, STARTED), run.stderr
 
 
-def test_the_task_queue_of_torch_npu_works_too(cache):
-    code = """
+QUEUE = """
+import os
 import moe_graph.simulator as s, torch, torch_npu
+os.environ.update({after})
 x = torch.arange(32).view(8, 4).half().npu()
 for _ in range(50):
     y = torch_npu.npu_moe_re_routing(x, torch.tensor([[1, 2], [3, 2]]).npu())[0]
     assert (y + 0).cpu()[:, 0].tolist() == [0, 12, 16, 20, 4, 8, 24, 28], y
-try:
-    torch_npu.npu_moe_re_routing(x, torch.tensor([[1, 2], [3, 1]]).npu())
-    torch.npu.synchronize()
-except RuntimeError as error:
-    print("refused", "aclnnMoeReRouting" in str(error))
+for _ in range(2):
+    try:
+        torch_npu.npu_moe_re_routing(x, torch.tensor([[1, 2], [3, 1]]).npu())
+    except RuntimeError as error:
+        print("must be A = 8, got 7" in str(error))
+    try:
+        torch_npu.npu_deep_norm(x, x, x, x)
+    except NotImplementedError as error:
+        print("npu_deep_norm" in str(error))
+print(os.environ.get("TASK_QUEUE_ENABLE"))
 """
-    run = python("-c", code, MOE_GRAPH_CACHE=cache, TASK_QUEUE_ENABLE="1")
-    # The queue's thread prints the cause, and the next synchronization raises an error that names the operator.
-    assert run.stdout == "refused True\n" and "must be A = 8, got 7" in run.stderr, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("before, after", [("1", {}), ("2", {}), (None, {"TASK_QUEUE_ENABLE": "2"})])
+def test_launches_never_wait_in_the_task_queue(cache, before, after):
+    """An error comes out of the call that is wrong, each time, and no result is read before it is written."""
+    run = python("-c", QUEUE.replace("{after}", repr(after)), MOE_GRAPH_CACHE=cache, TASK_QUEUE_ENABLE=before)
+    assert run.stdout.split() == ["True"] * 4 + [before or after["TASK_QUEUE_ENABLE"]], run.stdout + run.stderr
+
+
+def test_on_950_the_reason_of_a_failure_is_told(cache):
+    code = """
+import moe_graph.simulator, torch, torch_npu
+x, counts = torch.ones(4, 8).half().npu(), torch.tensor([[3, 3]], dtype=torch.int32).npu()
+try:
+    torch_npu.npu_moe_re_routing(x, counts)
+except RuntimeError as error:
+    print("must be A = 4, but exceeds it" in str(error), "aclrtGetErrorVerbose" in str(error))
+"""
+    run = python("-c", code, MOE_GRAPH_CACHE=cache, MOE_GRAPH_SIM_SOC="950")
+    assert run.stdout == "True False\n", run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,19 @@ def test_children_have_the_device_whatever_they_import_first(tmp_path, first):
     assert done.stdout == "[2.0, 2.0] 3\n", done.stderr[-2000:]
 
 
+QUESTION = "from importlib.util import find_spec; assert find_spec('torch').origin and find_spec('torch_npu').origin; "
+
+
+@pytest.mark.parametrize("first", ["torch", "torch_npu"])
+def test_children_may_ask_for_torch_before_they_import_it(tmp_path, first):
+    child = QUESTION * 2 + f"import {first}; import torch, torch_npu; print(torch.ones(2).npu().tolist())"
+    script = tmp_path / "parent.py"
+    script.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)\n")
+    command = [sys.executable, "-m", "moe_graph", "run", "-q", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[1.0, 1.0]\n", done.stderr[-2000:]
+
+
 def test_children_keep_their_own_sitecustomize_and_need_no_torch(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.from_site = True\n")
     child = "import sys; print(sys.from_site, 'torch' in sys.modules, 'moe_graph' in sys.modules)"

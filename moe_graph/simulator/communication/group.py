@@ -11,7 +11,6 @@ backend.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -37,7 +36,7 @@ from moe_graph.simulator.communication.operands import (
     rooted,
 )
 from moe_graph.simulator.communication.work import SimulatedWork
-from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime import launches, native
 from moe_graph.simulator.runtime.tensors import cpu_view, is_npu
 
 _NAME = "hccl"
@@ -198,8 +197,9 @@ class SimulatedHccl(dist.ProcessGroup):
                 raise ValueError(
                     f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
                 )
-        if kind == "npu" and os.environ.get("TASK_QUEUE_ENABLE", "1") != "0":
-            torch.npu.synchronize()  # launches may wait in torch_npu's queue
+        queued = native.may_wait_in_queue() if kind == "npu" else None
+        if queued is not None and queued():
+            torch.npu.synchronize()
         return self._gloo[kind], [
             cpu_view(tensor.detach()) if is_npu(tensor) else tensor.detach() for tensor in tensors
         ]

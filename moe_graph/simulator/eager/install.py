@@ -9,9 +9,8 @@ composed of others, or by torch_npu's own fallback to the CPU, with its warning.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch._guards import detect_fake_mode
@@ -19,12 +18,15 @@ from torch._guards import detect_fake_mode
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager.call import Operator
 from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, VIEWS_IN_PLACE
-from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime import launches, native
 
 _KEY = "PrivateUse1"
 _AUTOGRAD_KEY = "AutogradPrivateUse1"
 _COMPUTED = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
 _CUSTOM = ("npu", "atb")
+Queued = Optional[Callable[[], bool]]
+"""May launches wait in torch_npu's task queue: None if never."""
+
 _libraries: list[torch.library.Library] = []
 _registered: list[str] = []
 
@@ -35,13 +37,13 @@ def install() -> None:
         return
     spaces = {space: torch.library.Library(space, "IMPL") for space in ("aten", *_CUSTOM)}
     _libraries.extend(spaces.values())
-    queued = _is_queued()
+    queued = native.may_wait_in_queue()
     _registered.extend(torch._C._dispatch_get_registrations_for_dispatch_key(_KEY))
     for qualified in _registered:
         space = qualified.partition("::")[0]
         if space not in spaces or qualified in KEPT:
             continue
-        make = _server(qualified)
+        make = _server(qualified, queued)
         if make is not None:
             # Library.impl looks every name up again; that is most of the time that 1,800 names would take.
             spaces[space].m.impl(qualified.partition("::")[2], _KEY, _lazily(make, queued))
@@ -50,7 +52,7 @@ def install() -> None:
         spaces["aten"].m.impl(name, _AUTOGRAD_KEY, _composed(qualified))
 
 
-def _server(qualified: str) -> Callable[[], Callable[..., Any]] | None:
+def _server(qualified: str, queued: Queued) -> Callable[[], Callable[..., Any]] | None:
     """What makes the kernel of an operator; None if torch_npu's own stays."""
     name, _, overload_name = qualified.partition(".")
     try:
@@ -61,10 +63,10 @@ def _server(qualified: str) -> Callable[[], Callable[..., Any]] | None:
         return None
     if _is_computed(qualified):
         return functools.partial(_by_cpu, qualified)
-    own = compat.kernel_below(qualified, _KEY)
+    own = native.kernel_below(qualified, _KEY)
     if own is None and _function(qualified) is None:
         return None  # this torch has no way to call torch_npu's own from another: it stays, and its error names CANN's operator
-    return functools.partial(_custom, qualified, own)
+    return functools.partial(_custom, qualified, own, queued)
 
 
 def _is_computed(qualified: str) -> bool:
@@ -79,14 +81,14 @@ def is_view(schema: torch._C.FunctionSchema) -> bool:
     return any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns)
 
 
-def _lazily(make: Callable[[], Callable[..., Any]], queued: bool) -> Callable[..., Any]:
+def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[..., Any]:
     """A kernel for the dispatcher that makes what it calls when it is called first."""
     operator: Callable[..., Any] | None = None
 
     @compat.untraced
     def simulated(*args: Any, **kwargs: Any) -> Any:
         nonlocal operator
-        if queued:
+        if queued is not None and queued():
             # With torch_npu's task queue on, launches may wait in it still; the memory is not ready. Their errors surface here.
             torch.npu.synchronize()
         if operator is None:
@@ -98,7 +100,7 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: bool) -> Callable[..
 
 def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """The kernel of one operator for NPU tensors: what the operator is on the CPU, on the same memory."""
-    return _lazily(lambda: Operator(overload), _is_queued())
+    return _lazily(lambda: Operator(overload), native.may_wait_in_queue())
 
 
 def coverage() -> dict[str, str]:
@@ -125,10 +127,6 @@ def coverage() -> dict[str, str]:
     return found
 
 
-def _is_queued() -> bool:
-    return os.environ.get("TASK_QUEUE_ENABLE", "1") != "0"
-
-
 def _overload(qualified: str) -> torch._ops.OpOverload:
     space, _, name = qualified.partition("::")
     packet, _, overload_name = name.partition(".")
@@ -141,11 +139,11 @@ def _by_cpu(qualified: str) -> Operator:
     return Operator(_overload(qualified), aten_operators.FUNCTIONS.get(qualified))
 
 
-def _custom(qualified: str, own: Callable[..., Any] | None) -> Callable[..., Any]:
+def _custom(qualified: str, own: Callable[..., Any] | None, queued: Queued) -> Callable[..., Any]:
     """The kernel of an operator that the CPU lacks: our function, or torch_npu's own with an error that names the operator."""
     overload = _overload(qualified)
     function = _function(qualified)
-    return Operator(overload, function) if function is not None else _Missing(overload, own)
+    return Operator(overload, function) if function is not None else _Missing(overload, own, queued)
 
 
 def _function(qualified: str) -> Callable[..., Any] | None:
@@ -163,15 +161,19 @@ class _Missing:
     Raises NotImplementedError, which names the operator, when the kernel asks for what the simulated device lacks.
     """
 
-    def __init__(self, overload: torch._ops.OpOverload, own: Callable[..., Any]) -> None:
+    def __init__(self, overload: torch._ops.OpOverload, own: Callable[..., Any], queued: Queued) -> None:
         self._overload = overload
         self._own = own
+        self._queued = queued
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         for observe in launches.observers:
             observe(self._overload, args, kwargs)
         try:
-            return self._own(_DEVICE_KEYS, *args, **kwargs)
+            result = self._own(_DEVICE_KEYS, *args, **kwargs)
+            if self._queued is not None and self._queued():
+                torch.npu.synchronize()  # the error comes here, where the operator's name is known, not out of a later one
+            return result
         except RuntimeError as error:
             reason = next((line.strip() for line in str(error).splitlines() if "is not modelled" in line), None)
             if reason is None:

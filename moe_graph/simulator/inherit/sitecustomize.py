@@ -16,8 +16,9 @@ _SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 class _Loader:
     """Executes torch without its autoload of torch_npu, which would fail with no CANN, then starts the simulated device."""
 
-    def __init__(self, loader):
+    def __init__(self, loader, finder):
         self._loader = loader
+        self._finder = finder
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
@@ -26,11 +27,15 @@ class _Loader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
+        sys.meta_path.remove(self._finder)
         module.__loader__ = module.__spec__.loader = self._loader
         before = os.environ.get(_SWITCH)
         os.environ[_SWITCH] = "0"
         try:
             self._loader.exec_module(module)
+        except BaseException:
+            sys.meta_path.insert(0, self._finder)  # the next attempt goes the same way
+            raise
         finally:
             if before is None:
                 del os.environ[_SWITCH]
@@ -41,6 +46,12 @@ class _Loader:
 
 class _LoaderByTorch:
     """torch_npu before torch: importing torch starts the device, which imports torch_npu; that module is the one."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
 
     def create_module(self, spec):
         import torch  # noqa: F401
@@ -54,15 +65,16 @@ class _LoaderByTorch:
 
 
 class _Finder:
+    """On the path until torch is executed: many only ask whether torch and torch_npu are there, some before they import them."""
+
     def find_spec(self, name, path=None, target=None):
-        if name == "torch_npu":
-            return importlib.machinery.ModuleSpec(name, _LoaderByTorch())
-        if name != "torch":
+        if name not in ("torch", "torch_npu"):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = (getattr(finder, "find_spec", None) for finder in sys.meta_path if finder is not self)
+        found = (find(name, path, target) for find in others if find is not None)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self) if name == "torch" else _LoaderByTorch(spec.loader)
         return spec
 
 

@@ -142,15 +142,20 @@ SETTER(aclopSetAttrListInt, int count, const int64_t *values)
 SETTER(aclopSetAttrListFloat, int count, const float *values)
 SETTER(aclopSetAttrListListInt, int count, const int *lengths, const int64_t *const *values)
 
+static aclError not_executed(const char *function, const char *type)
+{
+    sim_take_lock_back();
+    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (%s) is not modelled", type == NULL ? "null" : type, function);
+}
+
 /* Only the first argument is read; the others are those of CANN's function. */
 SIM_API aclError aclopCompileAndExecute(const char *type, ...)
 {
-    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (aclopCompileAndExecute) is not modelled", type == NULL ? "null" : type);
+    return not_executed("aclopCompileAndExecute", type);
 }
 
 SIM_API aclError aclopCompileAndExecuteV2(const char *type, ...)
 {
-    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (aclopCompileAndExecuteV2) is not modelled",
-                    type == NULL ? "null" : type);
+    return not_executed("aclopCompileAndExecuteV2", type);
 }
 #pragma GCC diagnostic pop

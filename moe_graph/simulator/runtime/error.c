@@ -86,9 +86,21 @@ SIM_API bool moe_sim_missed(size_t index, const char **function, uint64_t *count
     return found;
 }
 
+/* Operators are launched without Python's lock; what else is not modelled is asked for in whatever way. */
+static bool is_launch(const char *function)
+{
+    static const char *const prefixes[] = {"aclnn", "aclop", "Atb"};
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+        if (strncmp(function, prefixes[i], strlen(prefixes[i])) == 0)
+            return true;
+    return false;
+}
+
 aclError sim_not_modelled(const char *function)
 {
     remember_missed(function);
+    if (is_launch(function))
+        sim_take_lock_back();
     return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s is not modelled", function);
 }
 
@@ -104,13 +116,37 @@ int32_t sim_not_modelled_hccl(const char *function)
     return HCCL_ERROR_NOT_SUPPORTED;
 }
 
+/* The name of a C++ function as it stands in source, without its parameters; the mangled one if it cannot be read. */
+static void read_name(const char *mangled, char *text, size_t length)
+{
+    char *(*demangle)(const char *, char *, size_t *, int *) = NULL;
+    *(void **)&demangle = dlsym(RTLD_DEFAULT, "__cxa_demangle");
+    char *name = demangle == NULL ? NULL : demangle(mangled, NULL, NULL, NULL);
+    const char *start = name == NULL ? mangled : name;
+    int depth = 0;
+    for (char *at = name; at != NULL && *at != '\0'; at++) {
+        depth += (*at == '<') - (*at == '>');
+        if (*at == ' ' && depth == 0)
+            start = at + 1; /* what stands before is the type of the result */
+        if (*at == '(' && depth == 0) {
+            *at = '\0';
+            break;
+        }
+    }
+    snprintf(text, length, "%s", start);
+    free(name);
+}
+
 /* A C++ function of unknown return type has no code to return: throw std::runtime_error, through the function by which libstdc++
  * itself throws it. Where there is no libstdc++ there is no handler either. */
 void sim_not_modelled_cpp(const char *function)
 {
-    char text[MESSAGE_LENGTH];
-    snprintf(text, sizeof text, "simulated device: C++ function %s is not modelled", function);
-    sim_not_modelled(function);
+    char name[MESSAGE_LENGTH / 2], text[MESSAGE_LENGTH];
+    read_name(function, name, sizeof name);
+    snprintf(text, sizeof text, "simulated device: %s (C++) is not modelled", name);
+    remember_missed(function);
+    sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s (C++) is not modelled", name);
+    sim_take_lock_back();
     void (*throw_runtime_error)(const char *) = NULL;
     *(void **)&throw_runtime_error = dlsym(RTLD_DEFAULT, "_ZSt21__throw_runtime_errorPKc");
     if (throw_runtime_error != NULL)

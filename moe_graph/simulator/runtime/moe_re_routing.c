@@ -230,8 +230,10 @@ SIM_API aclError aclnnMoeReRoutingGetWorkspaceSize(const aclTensor *tokens, cons
         error = check_output("permute_token_idx", permute_idx, ACL_INT32, 1, tokens->dims);
     if (error == ACL_SUCCESS)
         error = check_output("expert_token_num", expert_num, counts->dtype, 1, counts->dims + 1);
-    if (error != ACL_SUCCESS)
+    if (error != ACL_SUCCESS) {
+        sim_take_lock_back();
         return error;
+    }
 
     aclOpExecutor *made = calloc(1, sizeof *made);
     if (made == NULL)
@@ -455,5 +457,7 @@ SIM_API aclError aclnnMoeReRouting(void *workspace, uint64_t workspace_size, acl
     free(all.scales.owned);
     record_call(call, error);
     aclDestroyAclOpExecutor(call);
+    if (error != ACL_SUCCESS)
+        sim_take_lock_back();
     return error;
 }

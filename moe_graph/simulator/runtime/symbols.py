@@ -14,10 +14,13 @@ from pathlib import Path
 from moe_graph.simulator.runtime.errors import SimulatorError
 
 # Function names of CANN as they occur in strings: aclrtMalloc, aclnnAdd, HcclSend ...
-_LOOKED_UP = re.compile(rb"(?<![A-Za-z0-9_])(?:acl(?:rt|nn|mdl|op|prof|tdt|sys)?[A-Z]|Hccl[A-Z])[A-Za-z0-9_]{2,}(?=\0)")
+_LOOKED_UP = re.compile(
+    rb"(?<![A-Za-z0-9_])(?:acl(?:rt|nn|mdl|op|prof|tdt|sys)?[A-Z]|Hccl[A-Z])[A-Za-z0-9_]{2,}(?=\0)"
+    rb"|(?<![A-Za-z0-9_])Atb[A-Z][A-Za-z0-9_]*GetWorkspaceSize(?=\0)"
+)
 # Mangled names in torch's namespaces, and its Python bindings'.
 _OF_TORCH = re.compile(r"_Z(?:N[KR]*|T[VIST]N?)?(?:2at|3c10|5torch|8caffe2)|_Z\d+THP")
-_ACLNN = re.compile(r"aclnn[A-Z]")
+_PAIR = re.compile(r"(?:aclnn|Atb)[A-Z]")
 # Of c10::CachingAllocator::AcceleratorAllocatorConfig::getMutableKeys: the function, or where it is inline (torch 2.11) its static set and
 # the guard of that. The set: the keys of PYTORCH_ALLOC_CONF that torch's backends understand. Each backend adds its own when it is
 # loaded, and one that is there already ends the process, as it does beside torch's CUDA build, which shares some with torch_npu. There
@@ -73,7 +76,7 @@ def requirements(wheel: Path) -> Requirements:
         looked_up.update(match.decode() for match in _LOOKED_UP.findall(file.read_bytes()))
     # An operator is a pair of functions; one of the two names may have been built at run time.
     for name in list(looked_up):
-        if _ACLNN.match(name):
+        if _PAIR.match(name):
             base = name.removesuffix(_WORKSPACE)
             looked_up.update((base, base + _WORKSPACE))
     own = {file.name for file in files}
