@@ -38,11 +38,19 @@ class GeType:
 
 @dataclass(frozen=True)
 class GeKernel:
-    """A GE operator type and the function that computes it. `assigns`: the input, a reference of GE, that the function writes to."""
+    """A GE operator type and the function that computes it.
+
+    Attributes:
+        type: the GE operator's name
+        function: its signature is the operator's definition
+        assigns: the input, a reference of GE, that the function writes to
+        outputs: their names, where torchair carries no definition of the operator: CANN alone knows it, and its converter asks for it
+    """
 
     type: str
     function: Callable
     assigns: str | None = None
+    outputs: tuple[str, ...] = ()
 
 
 def renamed(function: Callable, **ge_names: str) -> Callable:

@@ -4,7 +4,7 @@
     allowed  bool, bias float, both broadcast to [B, N, Sq, Sk]: the keys that a query sees; what is added to the scaled scores
     sink     [N]: a key of this score with a value of zero
 
-All in float32, which the caller rounds once. A query that sees no key has output 0 and log-sum-exp +inf, as the kernels set them.
+All in float32, which the caller rounds once. A query that sees no key has output 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def attend(
 ) -> Tensor:
     """The output [B, N, Sq, Dv], float32."""
     if sink is not None or not key.shape[2] or not query.numel():
-        return attend_with_lse(query, key, value, scale, allowed, bias, sink)[0]
+        return attend_with_sums(query, key, value, scale, allowed, bias, sink)[0]
     batch, heads, rows, width = query.shape
     groups = heads // key.shape[1]
     mask = _additive(allowed, bias)
@@ -42,14 +42,13 @@ def attend(
                 mask = mask.reshape(mask.shape[0], key.shape[1], groups, -1)
     elif groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    output = output.reshape(batch, heads, rows, value.shape[3])
+    output = _by_torch(query, key, value, mask, scale).reshape(batch, heads, rows, value.shape[3])
     if allowed is None:
         return output
     return output.masked_fill(~allowed.any(-1, keepdim=True), 0)
 
 
-def attend_with_lse(
+def attend_with_sums(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -58,24 +57,41 @@ def attend_with_lse(
     bias: Tensor | None = None,
     sink: Tensor | None = None,
     probabilities: Probabilities | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The output and the logarithm of the sum of exp(score), [B, N, Sq, 1], both float32. With a sink both count it."""
-    scores = _scores(query, key, scale, bias)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the largest score and the sum of exp(score - largest), both [B, N, Sq, 1]: -inf and 0 of a query that sees no key.
+
+    With a sink both count it. `probabilities` is applied to exp(score - largest) before the product with the values.
+    """
+    scores = scores_of(query, key, scale, bias)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     maximum = scores.amax(-1, keepdim=True) if key.shape[2] else scores.new_full((*scores.shape[:3], 1), -torch.inf)
     if sink is not None:
         maximum = torch.maximum(maximum, sink.float().view(1, -1, 1, 1))
     dead = maximum.isneginf()
-    maximum = maximum.masked_fill(dead, 0)
-    exponentials = (scores - maximum).exp()
+    base = maximum.masked_fill(dead, 0)
+    exponentials = (scores - base).exp()
     total = exponentials.sum(-1, keepdim=True)
     if sink is not None:
-        total = total + (sink.float().view(1, -1, 1, 1) - maximum).exp()
+        total = total + (sink.float().view(1, -1, 1, 1) - base).exp()
     if probabilities is not None:
         exponentials = probabilities(exponentials)
-    output = (_by_value(exponentials, value) / total).masked_fill(dead, 0)
-    return output, (total.log() + maximum).masked_fill(dead, torch.inf)
+    return (_by_value(exponentials, value) / total).masked_fill(dead, 0), maximum, total
+
+
+def log_sum(maximum: Tensor, total: Tensor) -> Tensor:
+    """The logarithm of the sum of exp(score); +inf of a query that sees no key, as the kernels set it."""
+    return (total.log() + maximum).masked_fill(maximum.isneginf(), torch.inf)
+
+
+def _by_torch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """torch's attention. It keeps no scores where all heads are of one width: the narrower are filled up with zeros."""
+    width, value_width = key.shape[3], value.shape[3]
+    if width < value_width:
+        query, key = (functional.pad(x, (0, value_width - width)) for x in (query, key))
+    elif width > value_width:
+        value = functional.pad(value, (0, width - value_width))
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)[..., :value_width]
 
 
 def _additive(allowed: Tensor | None, bias: Tensor | None) -> Tensor | None:
@@ -85,7 +101,8 @@ def _additive(allowed: Tensor | None, bias: Tensor | None) -> Tensor | None:
     return torch.where(allowed, bias, -torch.inf)
 
 
-def _scores(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+def scores_of(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """The scaled scores, [B, N, Sq, Sk]."""
     batch, heads, rows, width = query.shape
     folded = query.reshape(batch, key.shape[1], heads // key.shape[1] * rows, width)
     scores = (folded @ key.transpose(2, 3)).view(batch, heads, rows, key.shape[2]) * scale

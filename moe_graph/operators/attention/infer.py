@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.attention import layouts, masks
-from moe_graph.operators.attention.core import attend, attend_with_lse
+from moe_graph.operators.attention.core import attend, attend_with_sums, log_sum
 from moe_graph.operators.attention.layouts import Layout, Lengths, Packed
 from moe_graph.operators.attention.masks import Sequences
 from moe_graph.operators.attention.paged import Pages
@@ -113,7 +113,7 @@ def _computed(
 ) -> tuple[Tensor, Tensor | None]:
     if given.int8 is not None:
         factors = factor_of(given.int8.probabilities)
-        output, lse = attend_with_lse(
+        output, *sums = attend_with_sums(
             query,
             key,
             value,
@@ -122,9 +122,10 @@ def _computed(
             bias,
             probabilities=lambda p: (p * factors).round().clamp(-128, 127),
         )
-        return output * factor_of(given.int8.output), lse if given.want_lse else None
+        return output * factor_of(given.int8.output), log_sum(*sums) if given.want_lse else None
     if given.want_lse:
-        return attend_with_lse(query, key, value, given.scale, allowed, bias, given.sink)
+        output, *sums = attend_with_sums(query, key, value, given.scale, allowed, bias, given.sink)
+        return output, log_sum(*sums)
     return attend(query, key, value, given.scale, allowed, bias, given.sink), None
 
 

@@ -1,7 +1,8 @@
 """What GE's registry would say of an operator: its inputs, outputs and attributes, read from torchair's generated `ge` functions.
 
 torchair carries a function for each of some 1700 GE operators, generated from its REG_OP declaration, which is its docstring.
-An operator that is registered in CANN alone is not there, and is answered as not registered.
+Of an operator that CANN alone knows the definition is what `moe_graph.operators` declares of it: its kernel's signature and the names of
+its outputs. What neither has is answered as not registered.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import functools
 import re
 from typing import NamedTuple
+
+from moe_graph import operators
+from moe_graph.engine import registry
 
 _LINE = re.compile(
     r"\.(INPUT|OPTIONAL_INPUT|DYNAMIC_INPUT|OUTPUT|DYNAMIC_OUTPUT|ATTR|REQUIRED_ATTR)\(\s*(\w+)\s*,\s*(\w+)"
@@ -37,6 +41,16 @@ _ATTRIBUTE_TYPES = {
 }
 
 
+_TYPE_OF_KIND = {
+    "b": "VT_BOOL",
+    "i": "VT_INT",
+    "f": "VT_FLOAT",
+    "s": "VT_STRING",
+    "list": "VT_LIST_INT",
+    "dt": "VT_DATA_TYPE",
+}
+
+
 class IrDefinition(NamedTuple):
     """The answer torchair expects: "SUCCESS" or "ERROR" (not registered), and pairs of name and kind.
 
@@ -56,7 +70,7 @@ def ir_definition(op_type: str) -> IrDefinition:
 
     document = getattr(getattr(generated, op_type, None), "__doc__", None) or ""
     if not document.startswith(f"REG_OP({op_type})"):
-        return IrDefinition("ERROR", [], [], [])
+        return _declared(op_type)
     inputs, outputs, attrs = [], [], []
     for what, name, kind in _LINE.findall(document):
         if what.endswith("ATTR"):
@@ -66,3 +80,15 @@ def ir_definition(op_type: str) -> IrDefinition:
         else:
             inputs.append((name, _KINDS[what]))
     return IrDefinition("SUCCESS", inputs, outputs, attrs)
+
+
+def _declared(op_type: str) -> IrDefinition:
+    """What the operator's own module says of it."""
+    declared = (kernel for operator in operators.every().values() for kernel in operator.ge)
+    outputs = next((kernel.outputs for kernel in declared if kernel.type == op_type), ())
+    kernel = registry.get(op_type)
+    if not outputs or kernel is None:
+        return IrDefinition("ERROR", [], [], [])
+    inputs = [(i.name, "dynamic" if i.dynamic else "optional" if i.optional else "required") for i in kernel.inputs]
+    attributes = [(a.name, _TYPE_OF_KIND[a.kinds[0]]) for a in kernel.attributes]
+    return IrDefinition("SUCCESS", inputs, [(name, "required") for name in outputs], attributes)
