@@ -61,12 +61,14 @@ def start() -> bool:
         from moe_graph.simulator.communication import group as communication
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
+        from moe_graph.simulator.runtime import captured
 
         eager.install()
         family.install()
         communication.install()
         library.keep(libraries[0])
         settings.computes_on_host("npu")
+        captured.install(libraries[0])
         _switch_on_by_environment()
         return True
 

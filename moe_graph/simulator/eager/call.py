@@ -14,8 +14,9 @@ from torch import Tensor
 
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
+from moe_graph.simulator.eager import record
 from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, HOST_RESULTS
-from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
 
 _CPU = torch.device("cpu")
@@ -32,17 +33,24 @@ class Operator:
     def __init__(self, overload: torch._ops.OpOverload, function: Callable[..., Any] | None = None) -> None:
         schema = overload._schema
         qualified = qualified_name(overload)
-        self._overload = overload
-        self._function = overload if function is None else _with_dtypes(function, schema)
+        self.overload = overload
+        self.function = overload if function is None else _with_dtypes(function, schema)
         self._across = qualified in ACROSS_DEVICES
         self._host_results = HOST_RESULTS.get(qualified, ())
-        self._position = eager_random.generator_position(overload)
-        self._draws = self._position is not None or torch.Tag.nondeterministic_seeded in overload.tags
+        self.position = eager_random.generator_position(overload)
+        self.draws = self.position is not None or torch.Tag.nondeterministic_seeded in overload.tags
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         for observe in launches.observers:
-            observe(self._overload, args, kwargs)
+            observe(self.overload, args, kwargs)
+        if captured.is_special():
+            device, stream = record.stream_of(args, kwargs)
+            state = captured.state(stream)
+            if state == captured.WAITING:
+                raise captured.failure(str(self.overload), 507046)
+            if state != captured.ORDINARY:
+                return record.record(self, args, kwargs, device, stream)
         if (
             compat.is_cpu_autocast_enabled()
         ):  # the NPU's dtypes are settled already, the CPU's autocast must not change them
@@ -52,12 +60,12 @@ class Operator:
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
-            return self._run(_Tensors(self._overload, self._across), args, kwargs)
+            return self._run(_Tensors(self.overload, self._across), args, kwargs)
         except RuntimeError as error:
             if not self._outs or _NOT_RESIZABLE not in str(error):
                 raise
         # An out= tensor must grow: it is computed in new memory, and copied.
-        return self._run(_Tensors(self._overload, self._across, self._outs), args, kwargs)
+        return self._run(_Tensors(self.overload, self._across, self._outs), args, kwargs)
 
     def _run(self, tensors: _Tensors, args: tuple, kwargs: dict[str, Any]) -> Any:
         cpu_args = [tensors.to_cpu(value) for value in args]
@@ -70,14 +78,14 @@ class Operator:
             cpu_kwargs["device"] = _CPU
             unnumbered = asked.type == "npu" and asked.index is None
             device = torch.device("npu", torch.npu.current_device()) if unnumbered else asked
-        if self._draws and device.type == "npu":
+        if self.draws and device.type == "npu":
             given = kwargs.get("generator")
-            if given is None and self._position is not None and self._position < len(args):
-                given = args[self._position]
+            if given is None and self.position is not None and self.position < len(args):
+                given = args[self.position]
             generator = eager_random.cpu_generator(given, device)
-            result = eager_random.draw(self._function, cpu_args, cpu_kwargs, self._position, generator)
+            result = eager_random.draw(self.function, cpu_args, cpu_kwargs, self.position, generator)
         else:
-            result = self._function(*cpu_args, **cpu_kwargs)
+            result = self.function(*cpu_args, **cpu_kwargs)
         tensors.write_back()
         if isinstance(result, Tensor):
             return tensors.to_device(result, device)

@@ -18,7 +18,7 @@ from torch._guards import detect_fake_mode
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager.call import Operator
 from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, VIEWS_IN_PLACE
-from moe_graph.simulator.runtime import launches, native
+from moe_graph.simulator.runtime import captured, launches, native
 
 _KEY = "PrivateUse1"
 _AUTOGRAD_KEY = "AutogradPrivateUse1"
@@ -90,12 +90,19 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[
         nonlocal operator
         if queued is not None and queued():
             # With torch_npu's task queue on, launches may wait in it still; the memory is not ready. Their errors surface here.
-            torch.npu.synchronize()
+            _empty_queue()
         if operator is None:
             operator = make()
         return operator(args, kwargs)
 
     return simulated
+
+
+def _empty_queue() -> None:
+    if captured.is_special():
+        torch.npu.current_stream().npu_stream  # noqa: B018  asking for it empties the queue; the host may not wait for a captured stream
+    else:
+        torch.npu.synchronize()
 
 
 def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:

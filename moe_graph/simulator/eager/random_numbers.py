@@ -24,10 +24,20 @@ def cpu_generator(given: torch.Generator | None, device: torch.device) -> torch.
     source = given if given is not None else torch.npu.default_generators[device.index or 0]
     if source.device.type == "cpu":
         return source
+    return seeded(*advance(source))
+
+
+def advance(source: torch.Generator) -> tuple[int, int]:
+    """(seed, Philox offset) of an NPU generator, which moves on. While its stream is captured the offset is the capture's, from 0 on."""
     state = source.get_state()
     seed, offset = state.view(torch.int64).tolist()
     state.view(torch.int64)[1] = offset + _OFFSET_STEP
     source.set_state(state)
+    return seed, offset
+
+
+def seeded(seed: int, offset: int) -> torch.Generator:
+    """The CPU generator that stands for a seed and an offset of the NPU's."""
     return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + offset) & (2**63 - 1))
 
 

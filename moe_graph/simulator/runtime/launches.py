@@ -27,6 +27,10 @@ communication_observers: list[Callable[[str], None]] = []
 """Called with the name of each collective or point-to-point operation before it starts."""
 
 
+capture_observers: list[Callable[[str, Any], None]] = []
+"""Called with "capture" when one ends and "replay" when one begins, and the graph (`captured.Graph`)."""
+
+
 @dataclass(frozen=True)
 class HostTraffic:
     """What an operator does between host and device. `direction`: "to host", "to device", or "" where only the host waits.

@@ -439,22 +439,30 @@ static aclError execute(const aclOpExecutor *call, const operands *all)
     return error;
 }
 
-/* Takes the executor: it is gone when this returns. */
+static aclError run_call(void *data)
+{
+    aclOpExecutor *call = data;
+    operands all = {0};
+    aclError error = open_operands(call, &all);
+    if (error == ACL_SUCCESS)
+        error = execute(call, &all);
+    free(all.tokens.owned);
+    free(all.counts.owned);
+    free(all.scales.owned);
+    record_call(call, error);
+    return error;
+}
+
+/* Takes the executor: it is gone when this returns, or with the captured graph that it is recorded in. */
 SIM_API aclError aclnnMoeReRouting(void *workspace, uint64_t workspace_size, aclOpExecutor *call, aclrtStream stream)
 {
     (void)workspace;
     (void)workspace_size;
     if (call == NULL)
         return sim_fail(ACLNN_ERROR_NULLPTR, NAME ": executor is null");
-    operands all = {0};
     aclError error = sim_check_stream(NAME, stream);
     if (error == ACL_SUCCESS)
-        error = open_operands(call, &all);
-    if (error == ACL_SUCCESS)
-        error = execute(call, &all);
-    free(all.tokens.owned);
-    free(all.counts.owned);
-    free(all.scales.owned);
+        return sim_run_or_take(stream, &(sim_launch){NAME, run_call, free, call});
     record_call(call, error);
     aclDestroyAclOpExecutor(call);
     if (error != ACL_SUCCESS)

@@ -8,6 +8,13 @@
  *   memory.c          device and host memory, copies
  *   virtual_memory.c  address ranges and physical memory mapped into them
  *   stream.c          streams and events
+ *   host_calls.c      functions of the host that a stream calls
+ *   capture.c         graphs of tasks that are recorded from streams
+ *   captured_streams.c  which streams are captured, and what that forbids
+ *   replay.c          the tasks of such a graph, their execution and their description
+ *   values.c          words of memory that streams write and wait for
+ *   task_group.c      tasks that are replaced between replays
+ *   conditional.c     tasks that run a graph or leave it out
  *   faults.c          errors on purpose that surface when a device is waited for
  *   tensor.c          aclTensor, scalars, arrays, lists
  *   aclop.c           the older interface to operators, none of which is executed
@@ -38,9 +45,24 @@ enum {
     ACL_ERROR_CONTEXT_NULL = 107002,
     ACL_ERROR_EVENT_TIMESTAMP_INVALID = 107006,
     ACL_ERROR_INVALID_HANDLE = 107017,
+    ACL_ERROR_CAPTURE_DEPENDENCY = 107024,
+    ACL_ERROR_STREAM_UNJOINED = 107025,
+    ACL_ERROR_MODEL_CAPTURED = 107026,
+    ACL_ERROR_STREAM_CAPTURED = 107027,
+    ACL_ERROR_EVENT_CAPTURED = 107028,
+    ACL_ERROR_STREAM_NOT_CAPTURED = 107029,
+    ACL_ERROR_CAPTURE_MODE_NOT_SUPPORTED = 107030,
+    ACL_ERROR_CAPTURE_CONFLICT = 107032,
+    ACL_ERROR_TASK_GROUP_STATUS = 107033,
+    ACL_ERROR_CAPTURE_UNMATCHED = 107036,
+    ACL_ERROR_MODEL_RUNNING = 107037,
+    ACL_ERROR_CAPTURE_WRONG_THREAD = 107038,
+    ACL_ERROR_SUB_GRAPH_CAPTURING = 107046,
     ACL_ERROR_FEATURE_NOT_SUPPORTED = 200006,
     ACL_ERROR_MEMORY_ALLOCATION = 207001,
     ACL_ERROR_MEMORY_FREE = 207002,
+    ACL_ERROR_INTERNAL = 507000,
+    ACL_ERROR_REPORT_TIMEOUT = 507012,
     ACL_ERROR_STREAM_SYNC_TIMEOUT = 507046,
     ACLNN_ERROR_NULLPTR = 161001,
     ACLNN_ERROR_INVALID = 161002,
@@ -107,6 +129,36 @@ bool sim_has_mapping(const void *start, size_t size); /* whether any lies in [st
 /* ---- stream.c ---- */
 
 aclError sim_check_stream(const char *function, aclrtStream stream); /* NULL is the default stream */
+int32_t sim_stream_id(aclrtStream stream);                           /* -1 if it is none */
+
+/* ---- capture.c, replay.c ---- */
+
+/* What a stream is asked to do, for later: `run` may be called often, `drop` (or NULL) gives `data` back, once. */
+typedef struct {
+    const char *name; /* lives as long as the process, or as `data` */
+    aclError (*run)(void *data);
+    void (*drop)(void *data);
+    void *data;
+} sim_launch;
+
+/* *taken: the stream is captured, and owns the launch now; or it must be run at once, by the caller. */
+aclError sim_take(aclrtStream stream, const sim_launch *launch, bool *taken);
+/* Run a launch, or record it where its stream is captured. Takes `data` in either case. */
+aclError sim_run_or_take(aclrtStream stream, const sim_launch *launch);
+bool sim_is_captured(aclrtStream stream);
+bool sim_is_special(void); /* any stream captured, in an update or waiting for a value: others run at once */
+/* An error where the stream is captured, as the host cannot wait for it. */
+aclError sim_check_not_captured(const char *function, aclrtStream stream);
+/* An error where a capture forbids the call in this thread: copies at once, waits for the device. */
+aclError sim_check_permitted(const char *function);
+/* *taken: the event or the stream is of a capture, in which it has been noted; or it is for the caller to do. */
+aclError sim_capture_record(aclrtStream stream, aclrtEvent event, bool *taken);
+aclError sim_capture_wait(aclrtStream stream, aclrtEvent event, bool *taken);
+aclError sim_check_event_not_captured(const char *function, aclrtEvent event);
+void sim_forget_event(aclrtEvent event); /* it is destroyed */
+/* An error where a replay on the stream, or on the device, is stopped at a wait. */
+aclError sim_check_not_waiting(const char *function, aclrtStream stream);
+aclError sim_check_none_waiting(const char *function, int32_t device);
 
 /* ---- faults.c ---- */
 

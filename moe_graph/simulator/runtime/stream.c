@@ -170,6 +170,9 @@ SIM_API aclError aclrtCreateStream(aclrtStream *handle)
 
 SIM_API aclError aclrtDestroyStream(aclrtStream handle)
 {
+    aclError error = sim_check_not_captured("aclrtDestroyStream", handle);
+    if (error != ACL_SUCCESS)
+        return error;
     pthread_mutex_lock(&lock);
     stream **link = &streams;
     while (*link != NULL && *link != handle)
@@ -197,8 +200,19 @@ SIM_API aclError aclrtStreamQuery(aclrtStream handle, int32_t *status)
     stream one;
     aclError error = read_stream("aclrtStreamQuery", handle, &one);
     if (error == ACL_SUCCESS)
+        error = sim_check_not_captured("aclrtStreamQuery", handle);
+    if (error == ACL_SUCCESS)
         *status = one.busy_until <= now() ? COMPLETE : NOT_READY;
     return error;
+}
+
+int32_t sim_stream_id(aclrtStream handle)
+{
+    pthread_mutex_lock(&lock);
+    const stream *one = find_stream(handle);
+    int32_t id = one != NULL ? one->id : -1;
+    pthread_mutex_unlock(&lock);
+    return id;
 }
 
 SIM_API aclError aclrtStreamGetId(aclrtStream handle, int32_t *id)
@@ -218,6 +232,10 @@ static aclError synchronize_stream(const char *function, aclrtStream handle, int
     stream one;
     aclError error = read_stream(function, handle, &one);
     if (error == ACL_SUCCESS)
+        error = sim_check_not_captured(function, handle);
+    if (error == ACL_SUCCESS)
+        error = sim_check_not_waiting(function, handle);
+    if (error == ACL_SUCCESS)
         error = wait_until(function, one.busy_until, timeout);
     return error != ACL_SUCCESS ? error : sim_pending_error(function, device_of(&one));
 }
@@ -235,13 +253,18 @@ SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream handle, int32_t t
 static aclError synchronize_device(const char *function, int32_t timeout)
 {
     int32_t device = sim_current_device();
+    aclError error = sim_check_permitted(function);
+    if (error == ACL_SUCCESS)
+        error = sim_check_none_waiting(function, device);
+    if (error != ACL_SUCCESS)
+        return error;
     pthread_mutex_lock(&lock);
     uint64_t last = default_stream.busy_until;
     for (const stream *one = streams; one != NULL; one = one->next)
         if (one->device == device && one->busy_until > last)
             last = one->busy_until;
     pthread_mutex_unlock(&lock);
-    aclError error = wait_until(function, last, timeout);
+    error = wait_until(function, last, timeout);
     return error != ACL_SUCCESS ? error : sim_pending_error(function, device);
 }
 
@@ -253,29 +276,6 @@ SIM_API aclError aclrtSynchronizeDevice(void)
 SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout)
 {
     return synchronize_device("aclrtSynchronizeDeviceWithTimeout", timeout);
-}
-
-/* Launches are finished when they return, so a host function runs at once, in the caller's thread. */
-SIM_API aclError aclrtLaunchHostFunc(aclrtStream handle, void (*function)(void *), void *argument)
-{
-    aclError error = sim_check_stream("aclrtLaunchHostFunc", handle);
-    if (error != ACL_SUCCESS)
-        return error;
-    if (function == NULL)
-        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtLaunchHostFunc: fn is null");
-    function(argument);
-    return ACL_SUCCESS;
-}
-
-/* Graph capture is not modelled (beginning one fails), so no stream is ever capturing. */
-SIM_API aclError aclmdlRICaptureGetInfo(aclrtStream handle, int32_t *status, void **model)
-{
-    enum { NOT_CAPTURING = 0 };
-    if (status != NULL)
-        *status = NOT_CAPTURING;
-    if (model != NULL)
-        *model = NULL;
-    return sim_check_stream("aclmdlRICaptureGetInfo", handle);
 }
 
 /* ---- events ---- */
@@ -330,6 +330,7 @@ SIM_API aclError aclrtCreateEventExWithFlag(aclrtEvent *handle, uint32_t flags)
 
 SIM_API aclError aclrtDestroyEvent(aclrtEvent handle)
 {
+    sim_forget_event(handle);
     pthread_mutex_lock(&lock);
     event *found = find_event(handle);
     if (found != NULL) {
@@ -342,6 +343,12 @@ SIM_API aclError aclrtDestroyEvent(aclrtEvent handle)
 
 SIM_API aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream on)
 {
+    bool taken = false;
+    aclError error = check_event("aclrtRecordEvent", handle);
+    if (error == ACL_SUCCESS)
+        error = sim_capture_record(on, handle, &taken);
+    if (error != ACL_SUCCESS || taken)
+        return error;
     pthread_mutex_lock(&lock);
     event *marked = find_event(handle);
     const stream *one = find_stream(on);
@@ -364,6 +371,14 @@ SIM_API aclError aclrtResetEvent(aclrtEvent handle, aclrtStream on)
 
 SIM_API aclError aclrtStreamWaitEvent(aclrtStream waiting, aclrtEvent handle)
 {
+    bool taken = false;
+    aclError error = check_event("aclrtStreamWaitEvent", handle);
+    if (error == ACL_SUCCESS)
+        error = sim_check_stream("aclrtStreamWaitEvent", waiting);
+    if (error == ACL_SUCCESS)
+        error = sim_capture_wait(waiting, handle, &taken);
+    if (error != ACL_SUCCESS || taken)
+        return error;
     pthread_mutex_lock(&lock);
     const event *awaited = find_event(handle);
     stream *one = find_stream(waiting);
@@ -380,6 +395,8 @@ SIM_API aclError aclrtSynchronizeEvent(aclrtEvent handle)
     event awaited;
     aclError error = read_event("aclrtSynchronizeEvent", handle, &awaited);
     if (error == ACL_SUCCESS)
+        error = sim_check_event_not_captured("aclrtSynchronizeEvent", handle);
+    if (error == ACL_SUCCESS)
         error = wait_until("aclrtSynchronizeEvent", awaited.nanoseconds, -1);
     return error != ACL_SUCCESS ? error : sim_pending_error("aclrtSynchronizeEvent", awaited.device);
 }
@@ -391,6 +408,8 @@ SIM_API aclError aclrtQueryEventStatus(aclrtEvent handle, int32_t *status)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtQueryEventStatus: status is null");
     event asked;
     aclError error = read_event("aclrtQueryEventStatus", handle, &asked);
+    if (error == ACL_SUCCESS)
+        error = sim_check_event_not_captured("aclrtQueryEventStatus", handle);
     if (error == ACL_SUCCESS)
         *status = asked.nanoseconds <= now() ? RECORDED_COMPLETE : NOT_READY;
     return error;

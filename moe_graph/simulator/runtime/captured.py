@@ -1,0 +1,254 @@
+"""Captured graphs of tasks: what Python keeps for them, and the way between Python's launches and the C runtime.
+
+The runtime records what a captured stream is asked to do (runtime/capture.c and its neighbours). An operator that Python computes is
+recorded as a task with a number, the position of its function in the graph's list here; a replay calls the functions in order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime.library import runtime
+
+ORDINARY, CAPTURED, UPDATING, WAITING = range(4)  # moe_sim_stream_state
+
+_graphs: dict[int, Graph] = {}
+_special = ctypes.c_int32(0)  # becomes the runtime's counter
+_callbacks: list[Any] = []
+
+
+class _Task(ctypes.Structure):  # python_task of replay.c
+    _fields_ = [("model", ctypes.c_uint32), ("replaces", ctypes.c_uint32), ("number", ctypes.c_uint64)]
+
+
+class Outside:
+    """Memory that a graph uses and did not allocate: a replay must find it as it was. `launch`: the first that uses it."""
+
+    __slots__ = ("reference", "address", "size", "description", "launch")
+
+    def __init__(self, tensor: Tensor, launch: str) -> None:
+        storage = tensor.untyped_storage()
+        self.reference = StorageWeakRef(storage)
+        self.address = storage.data_ptr()
+        self.size = storage.nbytes()
+        self.description = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        self.launch = launch
+
+
+class Draws:
+    """The generator that launches of a graph draw from. A launch's offset counts from `base`, the generator's at the replay."""
+
+    __slots__ = ("generator", "seed", "base", "increment")
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.seed = self.base = self.increment = 0
+
+    def end_capture(self) -> None:
+        """Called while the stream is captured still: the offset is the capture's, from 0 on."""
+        self.increment = self._state()[1]
+
+    def begin_replay(self) -> None:
+        """torch_npu has moved the generator on by the whole graph already."""
+        self.seed, offset = self._state()
+        self.base = offset - self.increment
+
+    def _state(self) -> list[int]:
+        return self.generator.get_state().view(torch.int64).tolist()
+
+
+class Graph:
+    """The launches of Python of one captured graph, in order, and what they depend on."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.launches: list[Callable[[], Any]] = []
+        self.names: list[str] = []
+        self.own: set[int] = set()  # addresses that launches of the capture have got their results at
+        self.outside: dict[int, Outside] = {}
+        self.draws: dict[int, Draws] = {}
+        self.replays = 0
+        self._references: list[int] = []
+
+    def use(self, tensor: Tensor, launch: str) -> None:
+        """Note the memory that a launch reads or writes."""
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        # A storage that does not own its memory (a weak reference of torch_npu) says nothing of the memory's life.
+        if address and address not in self.own and address not in self.outside and storage.resizable():
+            self.outside[address] = Outside(tensor, launch)
+
+    def end_capture(self) -> None:
+        for draws in self.draws.values():
+            draws.end_capture()
+        self._references = [outside.reference.cdata for outside in self.outside.values()]
+
+    def begin_replay(self) -> None:
+        """Raises RuntimeError if memory that the graph uses has been freed since the capture."""
+        if any(map(_expired, self._references)):
+            self._check_freed()
+        for draws in self.draws.values():
+            draws.begin_replay()
+        self.replays += 1
+
+    def _check_freed(self) -> None:
+        """Memory that was freed into the graph's own pool is the graph's still; other memory is lost to it."""
+        segments = torch.npu.memory_snapshot()
+        pool = next((_pool(segments, address) for address in self.own), None)
+        for address, outside in list(self.outside.items()):
+            if not outside.reference.expired():
+                continue
+            if _pool(segments, address) in ((pool,) if pool is not None else _private(segments)):
+                del self.outside[address]
+                continue
+            raise RuntimeError(
+                f"replay of graph {self.number}: {outside.launch} uses the {outside.size} bytes at {address:#x} of a tensor "
+                f"{outside.description} that was freed after the capture; keep it alive as long as the graph is replayed"
+            )
+        self._references = [outside.reference.cdata for outside in self.outside.values()]
+
+
+_expired = torch.UntypedStorage._expired
+
+
+def _pool(segments: list[dict[str, Any]], address: int) -> tuple[int, int] | None:
+    """The pool that memory lies in; None: in none, it has been given back to the device."""
+    for segment in segments:
+        if segment["address"] <= address < segment["address"] + segment["total_size"]:
+            return tuple(segment.get("segment_pool_id", (0, 0)))
+    return None
+
+
+def _private(segments: list[dict[str, Any]]) -> set[tuple[int, int]]:
+    return {tuple(segment.get("segment_pool_id", (0, 0))) for segment in segments} - {(0, 0)}
+
+
+def install(library: ctypes.CDLL) -> None:
+    """Connect the runtime with this module. Called once, when the device starts."""
+    global _special
+    _special = ctypes.c_int32.in_dll(library, "moe_sim_special_streams")
+    library.moe_sim_stream_state.argtypes = [ctypes.c_void_p]
+    library.moe_sim_record.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Task)]
+    library.moe_sim_python_failed.argtypes = [ctypes.c_char_p]
+    library.aclGetRecentErrMsg.restype = ctypes.c_char_p
+    model, number = ctypes.c_uint32, ctypes.c_uint64
+    _callbacks.extend(
+        (
+            ctypes.CFUNCTYPE(None, model)(_captured),
+            ctypes.CFUNCTYPE(ctypes.c_int32, model)(_guarded(_begin)),
+            ctypes.CFUNCTYPE(ctypes.c_int32, model, number, number)(_guarded(_run)),
+            ctypes.CFUNCTYPE(None, model)(_destroyed),
+        )
+    )
+    library.moe_sim_set_python(*_callbacks)
+
+
+def is_special() -> bool:
+    """Is any stream captured, in an update or waiting for an event? Otherwise every launch runs at once."""
+    return _special.value != 0
+
+
+def state(stream: int) -> int:
+    """ORDINARY, CAPTURED, UPDATING or WAITING, of a raw stream."""
+    return runtime().moe_sim_stream_state(stream)
+
+
+def failure(what: str, code: int) -> RuntimeError:
+    """An error with the runtime's message."""
+    message = (runtime().aclGetRecentErrMsg() or b"").decode(errors="replace")
+    return RuntimeError(f"{what}: error code is {code}\n{message}")
+
+
+def graph_of(stream: int) -> Graph:
+    """The graph that a captured stream is recorded into."""
+    status, model, number = ctypes.c_int32(), ctypes.c_void_p(), ctypes.c_uint32()
+    library = runtime()
+    library.aclmdlRICaptureGetInfo(ctypes.c_void_p(stream), ctypes.byref(status), ctypes.byref(model))
+    library.aclmdlRIGetId(model, ctypes.byref(number))
+    return _graph(number.value)
+
+
+def _graph(number: int) -> Graph:
+    graph = _graphs.get(number)
+    if graph is None:
+        graph = _graphs[number] = Graph(number)
+    return graph
+
+
+def record(stream: int, name: str, launch: Callable[[], Any]) -> None:
+    """Record a launch of a captured stream, or let it take the place of one in an update.
+
+    Raises RuntimeError if the runtime refuses it.
+    """
+    task = _Task()
+    code = runtime().moe_sim_record(stream, name.encode(), ctypes.byref(task))
+    if code != 0:
+        raise failure(name, code)
+    graph = _graph(task.model)
+    if task.replaces:
+        graph.launches[task.number] = launch
+        graph.names[task.number] = name
+    else:
+        graph.launches.append(launch)
+        graph.names.append(name)
+
+
+# ---- what the runtime calls ----
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., int]:
+    """An exception becomes an error code and the runtime's message."""
+
+    def call(*args: int) -> int:
+        try:
+            function(*args)
+        except BaseException as error:
+            text = "".join(traceback.format_exception_only(type(error), error)).strip()
+            runtime().moe_sim_python_failed(text.encode())
+            return 1
+        return 0
+
+    return call
+
+
+def _captured(model: int) -> None:
+    graph = _graph(model)
+    graph.end_capture()
+    for observe in launches.capture_observers:
+        observe("capture", graph)
+
+
+def _begin(model: int) -> None:
+    graph = _graphs[model]
+    graph.begin_replay()
+    for observe in launches.capture_observers:
+        observe("replay", graph)
+
+
+def _run(model: int, first: int, count: int) -> None:
+    todo = _graphs[model].launches[first : first + count]
+    with torch._C._AutoDispatchBelowAutograd(), torch._C.DisableTorchFunction():
+        if torch._C._len_torch_dispatch_stack():
+            from torch.utils._python_dispatch import _disable_current_modes
+
+            with _disable_current_modes():
+                _all(graph=todo)
+        else:
+            _all(graph=todo)
+
+
+def _all(graph: list[Callable[[], Any]]) -> None:
+    for launch in graph:
+        launch()
+
+
+def _destroyed(model: int) -> None:
+    _graphs.pop(model, None)

@@ -1,0 +1,244 @@
+"""Captured graphs (torch.npu.graph): recorded launches replayed on the same memory, and what a capture refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+
+def captured(function, **options):
+    """(graph, what `function` returned under the capture)"""
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, **options):
+        result = function()
+    return graph, result
+
+
+def test_a_replay_reads_what_the_inputs_hold_then():
+    x, w = torch.randn(4, 3).npu(), torch.randn(3, 5).npu()
+    graph, y = captured(lambda: torch.relu(x @ w + 1).sum(-1))
+    for value in (torch.ones(4, 3), torch.randn(4, 3)):
+        x.copy_(value)
+        graph.replay()
+        assert torch.allclose(y.cpu(), torch.relu(value @ w.cpu() + 1).sum(-1), atol=1e-6)
+
+
+def test_nothing_is_computed_at_the_capture():
+    x, total = torch.ones(3).npu(), torch.zeros(3).npu()
+    graph, _ = captured(lambda: total.add_(x))
+    assert total.cpu().tolist() == [0, 0, 0]
+    graph.replay()
+    graph.replay()
+    assert total.cpu().tolist() == [2, 2, 2]
+
+
+def test_views_results_and_memory_that_is_used_again():
+    x = torch.arange(12.0).npu()
+
+    def program():
+        view = x.view(3, 4)
+        view.t()[1].mul_(10)
+        for _ in range(3):
+            view = view + 1  # the memory of the one before the last is free again
+        out = torch.empty(4, 3, device="npu")
+        torch.mul(view.t(), 2, out=out)
+        values, indices = view.topk(2, dim=1)
+        return out, values, indices, view.reshape(-1)[2:4]
+
+    expected = torch.arange(12.0).view(3, 4)
+    expected[:, 1] *= 10
+    expected = expected + 3
+    graph, (out, values, indices, part) = captured(program)
+    graph.replay()
+    assert torch.equal(out.cpu(), expected.t() * 2)
+    assert torch.equal(values.cpu(), expected.topk(2, dim=1).values)
+    assert torch.equal(indices.cpu(), expected.topk(2, dim=1).indices)
+    assert torch.equal(part.cpu(), expected.reshape(-1)[2:4])
+
+
+def test_numbers_of_the_host_are_baked_in():
+    x, scale = torch.ones(2).npu(), torch.tensor(3.0)
+    graph, y = captured(lambda: x * scale)
+    scale.fill_(5)
+    graph.replay()
+    assert y.cpu().tolist() == [3, 3]
+
+
+def test_re_routing_is_recorded_with_its_counts():
+    tokens = torch.arange(8.0).half().view(4, 2).npu()
+    counts = torch.tensor([[1, 1], [2, 0]], dtype=torch.int32).npu()
+    graph, out = captured(lambda: torch.ops.npu.npu_moe_re_routing(tokens, counts))
+    graph.replay()
+    assert out[2].cpu().tolist() == [0, 2, 3, 1]
+    counts.copy_(torch.tensor([[0, 1], [1, 2]], dtype=torch.int32))
+    graph.replay()
+    assert out[2].cpu().tolist() == [1, 0, 2, 3]
+    assert torch.equal(out[0].cpu(), tokens.cpu()[[1, 0, 2, 3]]) and out[3].cpu().tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [
+        (lambda x: x.sum().item(), 107027),
+        (lambda x: x.cpu(), 107027),
+        (lambda x: x.nonzero(), 107027),
+        (lambda x: x[x > 0], 107027),
+        (lambda x: torch.ones(2).npu(), 107027),
+        (lambda x: x[torch.tensor([0, 1])], 107027),
+        (lambda x: torch.npu.current_stream().synchronize(), 107027),
+        (lambda x: torch.npu.current_stream().query(), 107027),
+        (lambda x: torch.npu.synchronize(), 107030),
+    ],
+)
+def test_what_a_capture_must_not_do_fails_and_the_next_one_works(refused, code):
+    x = torch.ones(4).npu()
+    with pytest.raises(RuntimeError, match=f"error code is {code}"):
+        captured(lambda: refused(x))
+    assert not torch.npu.is_current_stream_capturing()
+    graph, y = captured(lambda: x + 1)
+    graph.replay()
+    assert y.cpu().tolist() == [2, 2, 2, 2]
+
+
+def test_a_capture_does_not_wait_for_events_from_outside():
+    event = torch.npu.Event()
+    event.record()
+    with pytest.raises(RuntimeError, match="error code is 107024"):
+        captured(lambda: torch.npu.current_stream().wait_event(event))
+
+
+def test_the_default_stream_and_a_second_capture_are_refused():
+    with pytest.raises(RuntimeError, match="must be captured on a non-default stream"):
+        torch.npu.NPUGraph().capture_begin()
+    stream, graph, other = torch.npu.Stream(), torch.npu.NPUGraph(), torch.npu.NPUGraph()
+    with torch.npu.stream(stream):
+        graph.capture_begin()
+        with pytest.raises(RuntimeError, match="107027"):
+            other.capture_begin()
+        graph.capture_end()
+        with pytest.raises(RuntimeError, match="already owns a captured graph"):
+            graph.capture_begin()
+    with pytest.raises(RuntimeError, match="without a preceding successful capture"):
+        torch.npu.NPUGraph().replay()
+
+
+def test_streams_fork_and_join():
+    x, side = torch.ones(3).npu(), torch.npu.Stream()
+
+    def program():
+        main = torch.npu.current_stream()
+        a = x + 1
+        side.wait_stream(main)
+        with torch.npu.stream(side):
+            b = a * 2
+        c = a + 5
+        main.wait_stream(side)
+        return b + c
+
+    graph, y = captured(program)
+    graph.replay()
+    assert y.cpu().tolist() == [11, 11, 11]
+
+
+def test_a_stream_that_does_not_come_back_is_an_error():
+    x, side = torch.ones(3).npu(), torch.npu.Stream()
+
+    def program():
+        side.wait_stream(torch.npu.current_stream())
+        with torch.npu.stream(side):
+            return x * 2
+
+    before = torch.npu.current_stream()
+    with pytest.raises(RuntimeError, match="107025"):
+        captured(program)
+    torch.npu.set_stream(
+        before
+    )  # torch.npu.graph leaves its own stream as the current one when the end of a capture fails
+    assert captured(lambda: x + 1)[1].shape == (3,)
+
+
+def test_random_numbers_move_on_with_each_replay():
+    def program():
+        return torch.rand(5, device="npu"), torch.nn.functional.dropout(torch.ones(20, device="npu"), 0.5)
+
+    graph, drawn = captured(program)
+    torch.npu.manual_seed(11)
+    eager = [program() for _ in range(3)]
+    after = torch.rand(2, device="npu").cpu()
+    torch.npu.manual_seed(11)
+    for expected in eager:
+        graph.replay()
+        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(drawn, expected))
+    assert torch.equal(torch.rand(2, device="npu").cpu(), after)
+
+
+def test_a_replay_after_an_input_was_freed_is_an_error():
+    x, freed = torch.ones(1000).npu(), [torch.ones(1000).npu()]
+    graph, z = captured(lambda: (torch.empty(8, device="npu").fill_(1), x + freed[0])[1])
+    graph.replay()
+    assert z[0].item() == 2
+    freed.clear()
+    with pytest.raises(
+        RuntimeError, match=r"aten.add.Tensor uses the 4000 bytes at .* float32 \[1000\] that was freed"
+    ):
+        graph.replay()
+
+
+def test_graphs_of_one_pool_hand_memory_to_each_other():
+    pool = torch.npu.graph_pool_handle()
+    x = torch.ones(64).npu()
+    hidden = []
+    first, _ = captured(lambda: hidden.append(x + 1), pool=pool)
+    second, y = captured(lambda: hidden.pop() * 3, pool=pool)  # freed: in the pool it stays what the first graph writes
+    assert first.pool() == second.pool() == pool
+    for value in (1, 4):
+        x.fill_(value)
+        first.replay()
+        second.replay()
+        assert y[0].item() == (value + 1) * 3
+
+
+def test_copies_between_pinned_memory_and_the_device_are_recorded():
+    source, back = torch.zeros(4).pin_memory(), torch.zeros(4).pin_memory()
+    x = torch.zeros(4).npu()
+
+    def program():
+        x.copy_(source, non_blocking=True)
+        x.mul_(2)
+        back.copy_(x, non_blocking=True)
+
+    graph, _ = captured(program)
+    source.copy_(torch.arange(4.0))
+    graph.replay()
+    torch.npu.synchronize()
+    assert back.tolist() == [0, 2, 4, 6]
+
+
+def test_a_graph_is_described_as_a_trace(tmp_path):
+    x = torch.ones(3).npu()
+    graph, _ = captured(lambda: torch.relu(x + 1))
+    graph.debug_dump(str(tmp_path / "graph.json"))
+    names = [event["name"] for event in json.loads((tmp_path / "graph.json").read_text())]
+    assert names == ["aten.add.Tensor", "aten.relu.default"]
+
+
+def test_graphed_callables_have_gradients():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)).npu()
+    plain = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    plain.load_state_dict({name: value.cpu() for name, value in module.state_dict().items()})
+    graphed = torch.npu.make_graphed_callables(module, (torch.randn(3, 6, device="npu", requires_grad=True),))
+    for _ in range(2):
+        module.zero_grad(
+            set_to_none=True
+        )  # a kept gradient would be the graph's own memory, which the next replay writes
+        plain.zero_grad(set_to_none=True)
+        x = torch.randn(3, 6, requires_grad=True)
+        on_device = x.detach().npu().requires_grad_()
+        graphed(on_device).square().sum().backward()
+        plain(x).square().sum().backward()
+        assert torch.allclose(on_device.grad.cpu(), x.grad, atol=1e-5)
+        for mine, other in zip(module.parameters(), plain.parameters()):
+            assert torch.allclose(mine.grad.cpu(), other.grad, atol=1e-5)
