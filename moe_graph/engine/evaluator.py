@@ -130,7 +130,7 @@ def _has_shape(value: Tensor, shape: tuple[int, ...]) -> bool:
 def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> list[Tensor]:
     fed = [None if slot is None else values[slot] for slot in node.slots]
     for description, value in zip(node.inputs, fed):
-        if description.name == node.kernel.assigns and value is not None and _is_constant(value, plan):
+        if description.name in node.kernel.assigns and value is not None and _is_constant(value, plan):
             raise KernelError(f"{node} assigns to its input {description.name!r}, which is a constant of the graph")
     arguments = [
         None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]

@@ -59,28 +59,28 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel: the function, and what its signature says of the GE operator. `assigns`: the input it writes to, if any."""
+    """A kernel: the function, and what its signature says of the GE operator. `assigns`: the inputs it writes to."""
 
     function: Callable
     family: str
     inputs: tuple[Input, ...]
     attributes: tuple[Attribute, ...]
     wants_node: bool
-    assigns: str | None = None
+    assigns: tuple[str, ...] = ()
 
 
 _kernels: dict[str, Kernel] = {}
 
 
-def kernel(*ge_types: str, assigns: str | None = None, family: str | None = None) -> Callable[[Callable], Callable]:
+def kernel(*ge_types: str, assigns: str | Iterable[str] = (), family: str | None = None) -> Callable[[Callable], Callable]:
     """Register the decorated function as the kernel of these GE operator types. A type can be registered once.
 
-    `assigns` names the input, a reference of GE, that the function writes to; all other inputs it must leave as they are.
+    `assigns` names the inputs, references of GE, that the function writes to; all other inputs it must leave as they are.
     `family`: under which the kernel is counted; its module's name by default.
     """
 
     def register(function: Callable) -> Callable:
-        made = _describe(function, assigns, family)
+        made = _describe(function, (assigns,) if isinstance(assigns, str) else tuple(assigns), family)
         for ge_type in ge_types:
             if ge_type in _kernels:
                 raise ValueError(f"GE type {ge_type} already has a kernel, {_kernels[ge_type].function.__qualname__}")
@@ -90,7 +90,7 @@ def kernel(*ge_types: str, assigns: str | None = None, family: str | None = None
     return register
 
 
-def _describe(function: Callable, assigns: str | None = None, family: str | None = None) -> Kernel:
+def _describe(function: Callable, assigns: tuple[str, ...] = (), family: str | None = None) -> Kernel:
     inputs, attributes, wants_node = [], [], False
     for parameter in inspect.signature(function).parameters.values():
         annotation = _text(parameter.annotation)
@@ -104,8 +104,9 @@ def _describe(function: Callable, assigns: str | None = None, family: str | None
             kinds = _KINDS.get(annotation.partition("|")[0].partition("[")[0].strip(), ())
             attributes.append(Attribute(parameter.name, parameter.default, "GeType" in annotation, kinds))
     family = family or function.__module__.rpartition(".")[2]
-    if assigns is not None and assigns not in {parameter.name for parameter in inputs}:
-        raise ValueError(f"kernel {function.__qualname__} has no input {assigns!r} to assign to")
+    unknown = set(assigns) - {parameter.name for parameter in inputs}
+    if unknown:
+        raise ValueError(f"kernel {function.__qualname__} has no input {unknown.pop()!r} to assign to")
     return Kernel(function, family, tuple(inputs), tuple(attributes), wants_node, assigns)
 
 

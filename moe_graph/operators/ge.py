@@ -43,13 +43,13 @@ class GeKernel:
     Attributes:
         type: the GE operator's name
         function: its signature is the operator's definition
-        assigns: the input, a reference of GE, that the function writes to
+        assigns: the inputs, references of GE, that the function writes to
         outputs: their names, where torchair carries no definition of the operator: CANN alone knows it, and its converter asks for it
     """
 
     type: str
     function: Callable
-    assigns: str | None = None
+    assigns: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
 

@@ -148,14 +148,36 @@ static aclError not_executed(const char *function, const char *type)
     return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (%s) is not modelled", type == NULL ? "null" : type, function);
 }
 
-/* Only the first argument is read; the others are those of CANN's function. */
-SIM_API aclError aclopCompileAndExecute(const char *type, ...)
+/* Identity is how torch_npu changes a tensor's format. The values of a private format lie in their plain order here, at the start of
+ * memory of the private format's size: what computes on them sees an ordinary tensor, and the format shows in its descriptor alone. */
+static aclError identity(int inputs, const data_buffer *const *input, int outputs, data_buffer *const *output)
 {
+    if (inputs != 1 || outputs != 1 || input == NULL || output == NULL || input[0] == NULL || output[0] == NULL) {
+        sim_take_lock_back();
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "operator Identity: one input and one output, got %d and %d", inputs, outputs);
+    }
+    size_t size = input[0]->size < output[0]->size ? input[0]->size : output[0]->size;
+    if (size != 0)
+        memmove(output[0]->data, input[0]->data, size);
+    return ACL_SUCCESS;
+}
+
+/* The arguments that follow are those of CANN's function, which only operators of CANN's own would read. */
+SIM_API aclError aclopCompileAndExecute(const char *type, int inputs, const description *const *input_desc,
+                                        const data_buffer *const *input, int outputs, const description *const *output_desc,
+                                        data_buffer *const *output, ...)
+{
+    if (type != NULL && strcmp(type, "Identity") == 0)
+        return identity(inputs, input, outputs, output);
     return not_executed("aclopCompileAndExecute", type);
 }
 
-SIM_API aclError aclopCompileAndExecuteV2(const char *type, ...)
+SIM_API aclError aclopCompileAndExecuteV2(const char *type, int inputs, description *const *input_desc,
+                                          const data_buffer *const *input, int outputs, description *const *output_desc,
+                                          data_buffer *const *output, ...)
 {
+    if (type != NULL && strcmp(type, "Identity") == 0)
+        return identity(inputs, input, outputs, output);
     return not_executed("aclopCompileAndExecuteV2", type);
 }
 #pragma GCC diagnostic pop

@@ -1,0 +1,78 @@
+"""npu_format_cast: values stay, the format shows in get_npu_format and in the size of the memory."""
+
+import pytest
+import torch
+import torch_npu
+
+ND, NCHW, NC1HWC0, FRACTAL_Z, NZ = 2, 0, 3, 4, 29
+
+
+@pytest.fixture(autouse=True)
+def internal_formats():
+    torch.npu.config.allow_internal_format = True
+    yield
+    torch.npu.config.allow_internal_format = False
+
+
+def rounded(size: int, to: int) -> int:
+    return -(-size // to) * to
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("shape", [(64, 32), (40, 50), (3, 17, 33)])
+def test_nz_keeps_values_and_pads_memory(shape, dtype):
+    x = torch.randint(-9, 9, shape).to(dtype)
+    cast = torch_npu.npu_format_cast(x.npu(), NZ)
+    assert int(torch_npu.get_npu_format(cast)) == NZ and cast.shape == x.shape
+    assert torch.equal(cast.cpu(), x)
+    # Fractals of 16 rows and 32 bytes.
+    columns = 32 // x.element_size()
+    expected = x[..., 0, 0].numel() * rounded(shape[-2], 16) * rounded(shape[-1], columns) * x.element_size()
+    assert cast.untyped_storage().nbytes() == expected
+
+
+@pytest.mark.parametrize("acl_format", [NC1HWC0, FRACTAL_Z])
+def test_formats_of_images(acl_format):
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float16)
+    cast = torch_npu.npu_format_cast(x.npu(), acl_format)
+    assert int(torch_npu.get_npu_format(cast)) == acl_format
+    assert torch.equal(cast.cpu(), x)
+    back = torch_npu.npu_format_cast(cast, NCHW)
+    assert int(torch_npu.get_npu_format(back)) == NCHW and torch.equal(back.cpu(), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("acl_format", [30, 32, 33])
+def test_formats_of_volumes(acl_format, shape):
+    x = torch.randn(shape, dtype=torch.float16)
+    cast = torch_npu.npu_format_cast(x.npu(), acl_format)
+    assert int(torch_npu.get_npu_format(cast)) == acl_format
+    assert torch.equal(cast.cpu(), x)
+
+
+def test_in_place_and_like_another_tensor():
+    x = torch.randn(32, 64, dtype=torch.float16)
+    changed, other = x.npu(), torch_npu.npu_format_cast(x.npu(), NZ)
+    torch_npu.npu_format_cast_(changed, NZ)
+    assert int(torch_npu.get_npu_format(changed)) == NZ and torch.equal(changed.cpu(), x)
+    like = torch_npu.npu_format_cast(x.npu(), other)
+    assert int(torch_npu.get_npu_format(like)) == NZ and torch.equal(like.cpu(), x)
+    private = torch.ops.npu._npu_format_cast(x.npu(), NZ)
+    assert int(torch_npu.get_npu_format(private)) == NZ and torch.equal(private.cpu(), x)
+
+
+def test_operators_see_the_values():
+    weight, x = torch.randn(64, 32).bfloat16(), torch.randn(4, 64).bfloat16()
+    cast = torch_npu.npu_format_cast(weight.npu(), NZ)
+    assert torch.equal((x.npu() @ cast).cpu(), (x.npu() @ weight.npu()).cpu())
+    assert torch.equal(cast.t().contiguous().cpu(), weight.t())
+    assert torch.equal((cast + 1).cpu(), weight + 1)
+    parameter = torch.nn.Parameter(cast, requires_grad=False)
+    assert int(torch_npu.get_npu_format(parameter)) == NZ
+
+
+def test_without_internal_formats_the_base_format_stays():
+    torch.npu.config.allow_internal_format = False
+    x = torch.randn(8, 8, dtype=torch.float16)
+    cast = torch_npu.npu_format_cast(x.npu(), NZ)
+    assert int(torch_npu.get_npu_format(cast)) == ND and torch.equal(cast.cpu(), x)
