@@ -72,7 +72,9 @@ class Kernel:
 _kernels: dict[str, Kernel] = {}
 
 
-def kernel(*ge_types: str, assigns: str | Iterable[str] = (), family: str | None = None) -> Callable[[Callable], Callable]:
+def kernel(
+    *ge_types: str, assigns: str | Iterable[str] = (), family: str | None = None
+) -> Callable[[Callable], Callable]:
     """Register the decorated function as the kernel of these GE operator types. A type can be registered once.
 
     `assigns` names the inputs, references of GE, that the function writes to; all other inputs it must leave as they are.

@@ -83,3 +83,16 @@ def renamed(function: Callable, **ge_names: str) -> Callable:
 
     call.__signature__ = signature.replace(parameters=[made for made, _ in (*inputs, *attributes)])  # type: ignore[attr-defined]
     return call
+
+
+def with_results(function: Callable, results: Callable[[Any, dict[str, Any]], Any]) -> Callable:
+    """`function` with other results: results(what it returns, its arguments by name). For GE's order of outputs, and its references."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        return results(function(*args, **kwargs), bound.arguments)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call

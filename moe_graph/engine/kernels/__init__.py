@@ -7,7 +7,6 @@ from moe_graph import operators
 from moe_graph.engine import registry
 from moe_graph.engine.kernels import (
     activation,
-    cache_update,
     comparison,
     convolution,
     creation,
@@ -33,7 +32,6 @@ from moe_graph.engine.kernels import (
 
 __all__ = [
     "activation",
-    "cache_update",
     "comparison",
     "convolution",
     "creation",

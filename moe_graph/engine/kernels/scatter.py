@@ -1,5 +1,5 @@
-"""Writing to places of a tensor. A kernel returns the new value and leaves its inputs as they are; Assign and ScatterNdUpdate assign
-to their reference, as GE defines them and as torchair uses them for operators that change an input."""
+"""Writing to places of a tensor. A kernel returns the new value and leaves its inputs as they are; Assign
+assigns to its reference, as GE defines it and as torchair uses it for operators that change an input."""
 
 from __future__ import annotations
 
@@ -55,13 +55,6 @@ def assign(ref: Tensor, value: Tensor, *, validate_shape: bool = True, use_locki
 def tensor_scatter_update(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """GE TensorScatterUpdate: x with updates at the elements or slices that the last dimension of indices names."""
     return x.index_put(tuple(indices.long().unbind(-1)), updates)
-
-
-@kernel("ScatterNdUpdate", assigns="var")
-def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
-    """GE ScatterNdUpdate: updates assigned to the elements or slices of the reference var that the last dimension of indices
-    names. torchair gives it a copy (TensorMove) where the program's operator leaves its input alone."""
-    return var.index_put_(tuple(indices.long().unbind(-1)), updates)
 
 
 @kernel("ScatterNdAdd")

@@ -47,3 +47,10 @@ def only_int8(dst_type: GeType) -> None:
     """Raise ValueError unless a GE attribute asks for int8."""
     if dst_type.name != "DT_INT8":
         raise ValueError(f"dst_type must be DT_INT8 (no other type has a fallback), got {dst_type.name}")
+
+
+def scale_of_bits(scale: Tensor) -> Tensor:
+    """The float32 scales that torch_npu's npu_trans_quant_param packs into the low 32 bits of int64 or uint64; others as float32."""
+    if scale.dtype not in (torch.int64, torch.uint64):
+        return scale.float()
+    return scale.view(torch.int64).contiguous().view(torch.float32)[..., ::2]

@@ -1,0 +1,443 @@
+"""`npu_mla_prolog`, `_v2` and `_v3`: what comes before MLA's attention, from the token to its queries and its places in the caches.
+
+    token_x [T, He] or [B, S, He]   weight_dq [He, Hcq]   weight_uq_qr [Hcq, N * (D + Dr)]   weight_uk [N, D, Hckv]
+    weight_dkv_kr [He, Hckv + Dr]   gammas [Hcq], [Hckv]   rope_sin, rope_cos [T, Dr] or [B, S, Dr]
+    kv_cache [pages, page size, 1, Hckv], kr_cache [pages, page size, 1, Dr]; cache_index [T] or [B, S]: the slot of each token
+    cache_mode PA_BSND, PA_NZ (as in `cache.pages`); of v3 also PA_BLK_BSND, PA_BLK_NZ (the first slot of each page's tokens), BSND, TND
+
+    c = RmsNorm(x @ weight_dq) * qc_qr_scale     query = (c @ uq) @ weight_uk [.., N, Hckv]     query_rope = rope(c @ qr) [.., N, Dr]
+    kv_cache: RmsNorm(x @ dkv) * kc_scale        kr_cache: rope(x @ kr)        rope: even elements first, odd ones behind them, by halves
+
+    weight_quant_mode 0: bfloat16   1: int8 weight_uq_qr, with dequant_scale_w_uq_qr and a dynamic int8 c (* smooth_scales_cq)
+    2: all of it int8, with dequant_scale_x and dequant_scale_w_*     v1 and v2 tell the mode by what is int8
+    kv_cache_quant_mode 1: int8 kv_cache, one quant_scale_ckv; the query becomes int8 by row and head, dequant_scale_q_nope its scale, and
+    query_rope is divided by it, with weight_quant_mode 2     2: a scale for each element (quant_scale_ckv, quant_scale_ckr), int8 kr_cache
+
+Results: query, query_rope, then v1: the caches; v2: the caches and dequant_scale_q_nope; v3: dequant_scale_q_nope, query_norm,
+dequant_scale_q_norm. What a mode does not produce is [0] here, unspecified on a device. A negative slot is skipped. Sources: the pages
+in the torch_npu documentation, the golden functions of op-plugin's tests, torch_npu's fake implementations. Matrix products are rounded to
+bfloat16 where the golden functions do. Not served: float8, hifloat8 and mx weights, kv_cache_quant_mode 3, caches stored together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from moe_graph.operators.cache.kv_rmsnorm_rope_cache import slots_of_blocks
+from moe_graph.operators.cache.pages import write
+from moe_graph.operators.declaration import of_torch_npu
+from moe_graph.operators.ge import GeKernel, with_results
+from moe_graph.operators.position.rotation import turned
+from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN, dynamic_int8
+
+CACHE_MODES = ("PA_BSND", "PA_NZ", "PA_BLK_BSND", "PA_BLK_NZ", "BSND", "TND")
+
+
+class Weights(NamedTuple):
+    """The matrices and gammas, as the module's document says."""
+
+    dq: Tensor
+    uq_qr: Tensor
+    uk: Tensor
+    dkv_kr: Tensor
+    gamma_cq: Tensor
+    gamma_ckv: Tensor
+
+
+class Scales(NamedTuple):
+    """The scales of the quantised modes, each None where its mode has none."""
+
+    x: Tensor | None = None
+    w_dq: Tensor | None = None
+    w_uq_qr: Tensor | None = None
+    w_dkv_kr: Tensor | None = None
+    ckv: Tensor | None = None
+    ckr: Tensor | None = None
+    smooth_cq: Tensor | None = None
+
+
+class Queries(NamedTuple):
+    """What the prolog gives beside the caches, all with the tokens in one dimension."""
+
+    query: Tensor  # [T, N, Hckv]
+    query_rope: Tensor  # [T, N, Dr]
+    query_scale: Tensor  # [T, N, 1] float32, or [0]
+    norm: Tensor  # [T, Hcq]
+    norm_scale: Tensor  # [T, 1] float32, or [0]
+
+
+def _product(x: Tensor, weight: Tensor, x_scale: Tensor | None, weight_scale: Tensor | None, name: str) -> Tensor:
+    """float32 x @ weight; of int8 exact and scaled back, of bfloat16 rounded to it."""
+    if x.dtype != torch.int8:
+        return (x.float() @ weight.float()).to(x.dtype).float()
+    if x_scale is None or weight_scale is None:
+        raise ValueError(f"npu_mla_prolog: int8 {name} needs its dequant_scale and that of its input")
+    exact = x.double() @ weight.double()
+    return exact.float() * x_scale.reshape(-1, 1).float() * weight_scale.reshape(1, -1).float()
+
+
+def _normed(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * gamma.float()
+
+
+def _int8(x: Tensor, scale: Tensor) -> Tensor:
+    return (x * scale.float()).round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+
+
+def prolog(
+    x: Tensor,
+    weights: Weights,
+    sin: Tensor,
+    cos: Tensor,
+    scales: Scales,
+    epsilons: tuple[float, float],
+    factors: tuple[float, float],
+    quantise_query: bool,
+) -> tuple[Queries, Tensor, Tensor]:
+    """(queries, rows of kv_cache [T, Hckv], rows of kr_cache [T, Dr]) of tokens x [T, He]; sin and cos [T, Dr]."""
+    heads, depth, rank = weights.uk.shape
+    dtype = weights.uk.dtype
+    rope = sin.shape[-1]
+    c = _normed(_product(x, weights.dq, scales.x, scales.w_dq, "weight_dq"), weights.gamma_cq, epsilons[0]) * factors[0]
+    if weights.uq_qr.dtype == torch.int8:
+        smooth = 1 if scales.smooth_cq is None else scales.smooth_cq.float()
+        norm, norm_scale = dynamic_int8(c * smooth)
+    else:
+        norm, norm_scale = c.to(dtype), torch.empty(0)
+    queries = _product(norm, weights.uq_qr, norm_scale, scales.w_uq_qr, "weight_uq_qr").view(-1, heads, depth + rope)
+    nope = queries[..., :depth].to(dtype).float().transpose(0, 1)  # [N, T, D]
+    query = (nope @ weights.uk.float()).transpose(0, 1).to(dtype)  # [T, N, Hckv]
+    query_rope = turned(queries[..., depth:], cos.unsqueeze(1), sin.unsqueeze(1), "interleave-half").to(dtype)
+    query_scale = torch.empty(0)
+    if quantise_query:
+        query, query_scale = dynamic_int8(query.float())
+        assert scales.ckv is not None
+        query_rope = (query_rope.float() * scales.ckv.float() / query_scale).to(dtype)
+    latent = _product(x, weights.dkv_kr, scales.x, scales.w_dkv_kr, "weight_dkv_kr")
+    ckv = _normed(latent[:, :rank], weights.gamma_ckv, epsilons[1]) * factors[1]
+    ckr = turned(latent[:, rank:], cos, sin, "interleave-half")
+    rows = ckv.to(dtype) if scales.ckv is None else _int8(ckv, scales.ckv)
+    rope_rows = ckr.to(dtype) if scales.ckr is None else _int8(ckr, scales.ckr)
+    return Queries(query, query_rope, query_scale, norm, norm_scale), rows, rope_rows
+
+
+def _write(
+    cache: Tensor, rows: Tensor, index: Tensor | None, mode: str, tokens: Tensor, lengths: Tensor | None, name: str
+) -> None:
+    if mode in ("BSND", "TND"):
+        cache.copy_(rows.view(cache.shape))
+        return
+    if index is None:
+        raise ValueError(f"npu_mla_prolog: cache_index must be given with cache_mode {mode!r}")
+    size = cache.shape[1]
+    if "BLK" in mode:
+        index = _slots_of_tokens(index, tokens, lengths, size)
+    write(cache, rows, index, nz=mode.endswith("NZ"), page_size=size, name=name)
+
+
+def _slots_of_tokens(index: Tensor, tokens: Tensor, lengths: Tensor | None, size: int) -> Tensor:
+    """index of pages [B, ceil(S / size)], or by sequence one after another -> the slot of each token."""
+    first = index.reshape(-1).long() * size
+    if tokens.dim() == 3:
+        return slots_of_blocks(first, tokens.shape[0], tokens.shape[1], size)
+    if lengths is None:
+        raise ValueError("npu_mla_prolog_v3: actual_seq_len must be given with token_x [T, He] and a PA_BLK cache_mode")
+    sizes = lengths.long().diff(prepend=torch.zeros(1, dtype=torch.int64))
+    blocks = (sizes + size - 1) // size
+    sequence = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    place = torch.arange(len(sequence)) - (sizes.cumsum(0) - sizes)[sequence]
+    return first[(blocks.cumsum(0) - blocks)[sequence] + place // size] + place % size
+
+
+def mla_prolog_v3(
+    token_x: Tensor,
+    weight_dq: Tensor,
+    weight_uq_qr: Tensor,
+    weight_uk: Tensor,
+    weight_dkv_kr: Tensor,
+    rmsnorm_gamma_cq: Tensor,
+    rmsnorm_gamma_ckv: Tensor,
+    rope_sin: Tensor,
+    rope_cos: Tensor,
+    kv_cache: Tensor,
+    kr_cache: Tensor,
+    *,
+    cache_index: Tensor | None = None,
+    dequant_scale_x: Tensor | None = None,
+    dequant_scale_w_dq: Tensor | None = None,
+    dequant_scale_w_uq_qr: Tensor | None = None,
+    dequant_scale_w_dkv_kr: Tensor | None = None,
+    quant_scale_ckv: Tensor | None = None,
+    quant_scale_ckr: Tensor | None = None,
+    smooth_scales_cq: Tensor | None = None,
+    actual_seq_len: Tensor | None = None,
+    k_nope_clip_alpha: Tensor | None = None,
+    rmsnorm_epsilon_cq: float = 1e-5,
+    rmsnorm_epsilon_ckv: float = 1e-5,
+    cache_mode: str = "PA_BSND",
+    query_norm_flag: bool = False,
+    weight_quant_mode: int = 0,
+    kv_cache_quant_mode: int = 0,
+    query_quant_mode: int = 0,
+    ckvkr_repo_mode: int = 0,
+    quant_scale_repo_mode: int = 0,
+    tile_size: int = 128,
+    qc_qr_scale: float = 1.0,
+    kc_scale: float = 1.0,
+    token_x_dtype: int | None = None,
+    weight_dq_dtype: int | None = None,
+    weight_uq_qr_dtype: int | None = None,
+    weight_dkv_kr_dtype: int | None = None,
+    kv_cache_dtype: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """query, query_rope, dequant_scale_q_nope, query_norm, dequant_scale_q_norm; the caches are written in place.
+
+    Raises ValueError for arguments that do not fit each other, NotImplementedError for the forms that the document names."""
+    for name, value, served in (
+        ("weight_quant_mode", weight_quant_mode, (0, 1, 2)),
+        ("kv_cache_quant_mode", kv_cache_quant_mode, (0, 1, 2)),
+        ("query_quant_mode", query_quant_mode, (0, 1)),
+        ("ckvkr_repo_mode", ckvkr_repo_mode, (0,)),
+        ("quant_scale_repo_mode", quant_scale_repo_mode, (0,)),
+        ("cache_mode", cache_mode, CACHE_MODES),
+    ):
+        if value not in served:  # type: ignore[operator]
+            raise NotImplementedError(f"npu_mla_prolog: {name} must be one of {list(served)}, got {value!r}")
+    weights = Weights(weight_dq, weight_uq_qr, weight_uk, weight_dkv_kr, rmsnorm_gamma_cq, rmsnorm_gamma_ckv)
+    scales = Scales(
+        dequant_scale_x,
+        dequant_scale_w_dq,
+        dequant_scale_w_uq_qr,
+        dequant_scale_w_dkv_kr,
+        quant_scale_ckv if kv_cache_quant_mode else None,
+        quant_scale_ckr if kv_cache_quant_mode == 2 else None,
+        smooth_scales_cq,
+    )
+    if kv_cache_quant_mode and scales.ckv is None:
+        raise ValueError("npu_mla_prolog: quant_scale_ckv must be given with an int8 kv_cache")
+    lead = token_x.shape[:-1]
+    found, rows, rope_rows = prolog(
+        token_x.flatten(0, -2),
+        weights,
+        rope_sin.flatten(0, -2),
+        rope_cos.flatten(0, -2),
+        scales,
+        (rmsnorm_epsilon_cq, rmsnorm_epsilon_ckv),
+        (qc_qr_scale, kc_scale),
+        quantise_query=weight_quant_mode == 2 and kv_cache_quant_mode == 1,
+    )
+    _write(kv_cache, rows, cache_index, cache_mode, token_x, actual_seq_len, "kv_cache")
+    _write(kr_cache, rope_rows, cache_index, cache_mode, token_x, actual_seq_len, "kr_cache")
+    nothing = found.norm.new_empty(0)
+    return (
+        found.query.unflatten(0, lead),
+        found.query_rope.unflatten(0, lead),
+        found.query_scale,
+        found.norm.unflatten(0, lead) if query_norm_flag else nothing,
+        found.norm_scale if query_norm_flag else torch.empty(0),
+    )
+
+
+def mla_prolog_v2(
+    token_x: Tensor,
+    weight_dq: Tensor,
+    weight_uq_qr: Tensor,
+    weight_uk: Tensor,
+    weight_dkv_kr: Tensor,
+    rmsnorm_gamma_cq: Tensor,
+    rmsnorm_gamma_ckv: Tensor,
+    rope_sin: Tensor,
+    rope_cos: Tensor,
+    cache_index: Tensor,
+    kv_cache: Tensor,
+    kr_cache: Tensor,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """query, query_rope, the caches, written in place, and dequant_scale_q_nope [T, N, 1]; [1] where the query is not quantised."""
+    weights_int8 = weight_dq.dtype == torch.int8, weight_uq_qr.dtype == torch.int8
+    query, query_rope, scale, _, _ = mla_prolog_v3(
+        token_x,
+        weight_dq,
+        weight_uq_qr,
+        weight_uk,
+        weight_dkv_kr,
+        rmsnorm_gamma_cq,
+        rmsnorm_gamma_ckv,
+        rope_sin,
+        rope_cos,
+        kv_cache,
+        kr_cache,
+        cache_index=cache_index,
+        weight_quant_mode={(False, False): 0, (False, True): 1, (True, True): 2}.get(weights_int8, -1),
+        kv_cache_quant_mode=0 if kv_cache.dtype != torch.int8 else 1 if kr_cache.dtype != torch.int8 else 2,
+        **options,
+    )
+    return query, query_rope, kv_cache, kr_cache, scale if scale.numel() else torch.zeros(1)
+
+
+def mla_prolog(*args: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """query, query_rope and the caches, written in place."""
+    return mla_prolog_v2(*args, **options)[:4]
+
+
+def mla_prolog_v3_functional(
+    token_x: Tensor,
+    weight_dq: Tensor,
+    weight_uq_qr: Tensor,
+    weight_uk: Tensor,
+    weight_dkv_kr: Tensor,
+    rmsnorm_gamma_cq: Tensor,
+    rmsnorm_gamma_ckv: Tensor,
+    rope_sin: Tensor,
+    rope_cos: Tensor,
+    kv_cache: Tensor,
+    kr_cache: Tensor,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    """As mla_prolog_v3, and behind its results copies of the caches with the tokens."""
+    caches = kv_cache.clone(), kr_cache.clone()
+    arguments = (token_x, weight_dq, weight_uq_qr, weight_uk, weight_dkv_kr, rmsnorm_gamma_cq, rmsnorm_gamma_ckv)
+    return *mla_prolog_v3(*arguments, rope_sin, rope_cos, *caches, **options), *caches
+
+
+def _ge_mla_prolog_v2(
+    token_x: Tensor,
+    weight_dq: Tensor,
+    weight_uq_qr: Tensor,
+    weight_uk: Tensor,
+    weight_dkv_kr: Tensor,
+    rmsnorm_gamma_cq: Tensor,
+    rmsnorm_gamma_ckv: Tensor,
+    rope_sin: Tensor,
+    rope_cos: Tensor,
+    cache_index: Tensor,
+    kv_cache: Tensor,
+    kr_cache: Tensor,
+    dequant_scale_x: Tensor | None = None,
+    dequant_scale_w_dq: Tensor | None = None,
+    dequant_scale_w_uq_qr: Tensor | None = None,
+    dequant_scale_w_dkv_kr: Tensor | None = None,
+    quant_scale_ckv: Tensor | None = None,
+    quant_scale_ckr: Tensor | None = None,
+    smooth_scales_cq: Tensor | None = None,
+    *,
+    rmsnorm_epsilon_cq: float = 1e-5,
+    rmsnorm_epsilon_ckv: float = 1e-5,
+    cache_mode: str = "PA_BSND",
+) -> tuple[Tensor, ...]:
+    return mla_prolog_v2(
+        token_x,
+        weight_dq,
+        weight_uq_qr,
+        weight_uk,
+        weight_dkv_kr,
+        rmsnorm_gamma_cq,
+        rmsnorm_gamma_ckv,
+        rope_sin,
+        rope_cos,
+        cache_index,
+        kv_cache,
+        kr_cache,
+        dequant_scale_x=dequant_scale_x,
+        dequant_scale_w_dq=dequant_scale_w_dq,
+        dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
+        dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
+        quant_scale_ckv=quant_scale_ckv,
+        quant_scale_ckr=quant_scale_ckr,
+        smooth_scales_cq=smooth_scales_cq,
+        rmsnorm_epsilon_cq=rmsnorm_epsilon_cq,
+        rmsnorm_epsilon_ckv=rmsnorm_epsilon_ckv,
+        cache_mode=cache_mode,
+    )
+
+
+def _ge_mla_prolog_v3(
+    token_x: Tensor,
+    weight_dq: Tensor,
+    weight_uq_qr: Tensor,
+    weight_uk: Tensor,
+    weight_dkv_kr: Tensor,
+    rmsnorm_gamma_cq: Tensor,
+    rmsnorm_gamma_ckv: Tensor,
+    rope_sin: Tensor,
+    rope_cos: Tensor,
+    kv_cache: Tensor,
+    kr_cache: Tensor,
+    cache_index: Tensor | None = None,
+    dequant_scale_x: Tensor | None = None,
+    dequant_scale_w_dq: Tensor | None = None,
+    dequant_scale_w_uq_qr: Tensor | None = None,
+    dequant_scale_w_dkv_kr: Tensor | None = None,
+    quant_scale_ckv: Tensor | None = None,
+    quant_scale_ckr: Tensor | None = None,
+    smooth_scales_cq: Tensor | None = None,
+    actual_seq_len: Tensor | None = None,
+    k_nope_clip_alpha: Tensor | None = None,
+    *,
+    rmsnorm_epsilon_cq: float = 1e-5,
+    rmsnorm_epsilon_ckv: float = 1e-5,
+    cache_mode: str = "PA_BSND",
+    query_norm_flag: bool = False,
+    weight_quant_mode: int = 0,
+    kv_cache_quant_mode: int = 0,
+    query_quant_mode: int = 0,
+    ckvkr_repo_mode: int = 0,
+    quant_scale_repo_mode: int = 0,
+    tile_size: int = 128,
+    qc_qr_scale: float = 1.0,
+    kc_scale: float = 1.0,
+) -> tuple[Tensor, ...]:
+    query, query_rope, *others = mla_prolog_v3(
+        token_x,
+        weight_dq,
+        weight_uq_qr,
+        weight_uk,
+        weight_dkv_kr,
+        rmsnorm_gamma_cq,
+        rmsnorm_gamma_ckv,
+        rope_sin,
+        rope_cos,
+        kv_cache,
+        kr_cache,
+        cache_index=cache_index,
+        dequant_scale_x=dequant_scale_x,
+        dequant_scale_w_dq=dequant_scale_w_dq,
+        dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
+        dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
+        quant_scale_ckv=quant_scale_ckv,
+        quant_scale_ckr=quant_scale_ckr,
+        smooth_scales_cq=smooth_scales_cq,
+        actual_seq_len=actual_seq_len,
+        k_nope_clip_alpha=k_nope_clip_alpha,
+        rmsnorm_epsilon_cq=rmsnorm_epsilon_cq,
+        rmsnorm_epsilon_ckv=rmsnorm_epsilon_ckv,
+        cache_mode=cache_mode,
+        query_norm_flag=query_norm_flag,
+        weight_quant_mode=weight_quant_mode,
+        kv_cache_quant_mode=kv_cache_quant_mode,
+        query_quant_mode=query_quant_mode,
+        ckvkr_repo_mode=ckvkr_repo_mode,
+        quant_scale_repo_mode=quant_scale_repo_mode,
+        tile_size=tile_size,
+        qc_qr_scale=qc_qr_scale,
+        kc_scale=kc_scale,
+    )
+    return query, query_rope, kv_cache, kr_cache, *others
+
+
+_CACHES = ("kv_cache", "kr_cache")
+OPERATOR = of_torch_npu(
+    "npu_mla_prolog",
+    mla_prolog,
+    ge=[GeKernel("MlaProlog", with_results(_ge_mla_prolog_v2, lambda found, _: found[:4]), assigns=_CACHES)],
+)
+V2_OPERATOR = of_torch_npu(
+    "npu_mla_prolog_v2", mla_prolog_v2, ge=[GeKernel("MlaPrologV2", _ge_mla_prolog_v2, assigns=_CACHES)]
+)
+V3_OPERATOR = of_torch_npu(
+    "npu_mla_prolog_v3", mla_prolog_v3, ge=[GeKernel("MlaPrologV3", _ge_mla_prolog_v3, assigns=_CACHES)]
+)
+V3_FUNCTIONAL_OPERATOR = of_torch_npu("npu_mla_prolog_v3_functional", mla_prolog_v3_functional)

@@ -1,0 +1,25 @@
+"""Values of four bits, eight of them in an int32: how torch_npu hands int4 tensors over. Element i lies in the bits from 4 * (i % 8) on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PER_WORD = 8
+INT4_MAX = 7
+INT4_MIN = -8
+
+
+def packed(values: Tensor) -> Tensor:
+    """Whole numbers from -8 to 7 [..., K] -> int32 [..., K / 8]. Raises ValueError if 8 does not divide K."""
+    if values.shape[-1] % PER_WORD:
+        raise ValueError(f"the last dimension of int4 values must be a multiple of {PER_WORD}, got {values.shape[-1]}")
+    words = values.to(torch.int64).unflatten(-1, (-1, PER_WORD)) & 0xF
+    shifted = words << (4 * torch.arange(PER_WORD))
+    return shifted.sum(-1).to(torch.int32)
+
+
+def unpacked(words: Tensor) -> Tensor:
+    """int32 [..., K / 8] -> int8 [..., K], from -8 to 7."""
+    nibbles = (words.unsqueeze(-1).to(torch.int64) >> (4 * torch.arange(PER_WORD))) & 0xF
+    return torch.where(nibbles > INT4_MAX, nibbles - 16, nibbles).flatten(-2).to(torch.int8)
