@@ -115,7 +115,7 @@ def mla_prolog_v3(
         ("quant_scale_repo_mode", quant_scale_repo_mode, (0,)),
         ("cache_mode", cache_mode, CACHE_MODES),
     ):
-        if value not in served:  # type: ignore[operator]
+        if value not in served:
             raise NotImplementedError(f"npu_mla_prolog: {name} must be one of {list(served)}, got {value!r}")
     weights = Weights(weight_dq, weight_uq_qr, weight_uk, weight_dkv_kr, rmsnorm_gamma_cq, rmsnorm_gamma_ckv)
     scales = Scales(
