@@ -96,6 +96,17 @@ def destroy(library: Library, defined: Iterable[str] = ()) -> None:
         handles.pop(name.partition(".")[0], None)
 
 
+def restore(name: str, function: Callable[..., Any], key: str) -> None:
+    """Put a kernel in Python of the namespace npu in force again that was there before one that is destroyed.
+
+    The dispatcher does that itself; but under a mode (FakeTensorMode) torch calls the function that was registered last, and keeps it
+    when its library ends. Registering the former for a moment makes it the last.
+    """
+    library = Library("npu", "IMPL")
+    library.m.impl(name, key, function)
+    destroy(library)
+
+
 def has_kernel(qualname: str, key: str) -> bool:
     """Has an operator a kernel under this very dispatch key, whoever has registered it? False if nobody has defined the operator."""
     return schema_of(qualname) is not None and torch._C._dispatch_has_kernel_for_dispatch_key(qualname, key)

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.library import Library
@@ -38,11 +38,13 @@ OPERATORS = (RE_ROUTING, *operators.OPERATORS)
 
 @dataclass
 class _Registered:
-    """What `register` has done, for `unregister` to take back. `defined`: operators whose schema is ours."""
+    """What `register` has done, for `unregister` to take back. `defined`: operators whose schema is ours; `replaced`: those with a fake
+    implementation of torch_npu's below ours."""
 
     definitions: Library
     kernels: Library
     defined: frozenset[str]
+    replaced: set[str] = field(default_factory=set)
 
 
 _lock = threading.RLock()
@@ -92,12 +94,13 @@ def _register_kernels() -> None:
         compat.define(definitions, operator.schema)
     for operator in OPERATORS:
         for key, kernel in operator.kernels.items():
-            if key == "Meta" and operator is not RE_ROUTING and compat.has_kernel(operator.qualname, key):
+            if key == "Meta" and compat.has_kernel(operator.qualname, key):
                 # torch_npu's stays: it traces types and modes that a device computes, and the fallback does not.
-                refined = _refined_fake(operator)
-                if refined is None:
+                replacement = kernel if operator is RE_ROUTING else _refined_fake(operator)
+                if replacement is None:
                     continue
-                kernel = refined
+                kernel = replacement
+                _registered.replaced.add(operator.name)
             compat.impl(kernels, operator.name, kernel, key)
 
 
@@ -107,18 +110,27 @@ def _refined_fake(operator: operators.Operator) -> Callable[..., Any] | None:
     torch_npu's is called as the Python function that it is: under a mode of torch's, the dispatcher's handle of a kernel in Python
     leads to the one registered last.
     """
-    fakes = sys.modules.get("torch_npu.op_plugin.meta._meta_registrations")
-    theirs = getattr(fakes, f"{operator.name.partition('.')[0]}_meta", None)
+    theirs = _fake_of_torch_npu(operator)
     return functools.partial(operator.refined_fake, theirs) if operator.refined_fake and theirs else None
+
+
+def _fake_of_torch_npu(operator: operators.Operator) -> Callable[..., Any] | None:
+    module = sys.modules.get("torch_npu.op_plugin.meta._meta_registrations")
+    return getattr(module, f"{operator.name.partition('.')[0]}_meta", None)
 
 
 def _unregister_kernels() -> None:
     global _registered
     if _registered is None:
         return
+    replaced = [operator for operator in OPERATORS if operator.name in _registered.replaced]
     compat.destroy(_registered.kernels)
     compat.destroy(_registered.definitions, _registered.defined)
     _registered = None
+    for operator in replaced:
+        theirs = _fake_of_torch_npu(operator)
+        if theirs is not None:
+            compat.restore(operator.name, theirs, "Meta")
 
 
 @contextmanager
