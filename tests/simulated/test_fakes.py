@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.calls import CALLS, UNSATISFIABLE
 
 import moe_graph
-from fakes.calls import CALLS, UNSATISFIABLE
 from moe_graph.simulator.runtime import build
 from versions import need_torch
 
