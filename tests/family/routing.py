@@ -52,8 +52,13 @@ def init_routing(x, expert_idx, options, scale=None, offset=None):
         total = expert_idx.numel()
         active = options.get("active_num", -1)
         rows = (chosen + [None] * (total - len(chosen)))[: total if active <= 0 else min(active, total)]
-        for place, (_, slot) in enumerate(chosen):
-            index[place if options.get("row_idx_type") else slot] = slot if options.get("row_idx_type") else place
+        if options.get("row_idx_type"):
+            flat = expert_idx.flatten().tolist()
+            above = sorted((expert, slot) for slot, expert in enumerate(flat) if expert >= end)
+            index = [slot for _, slot in chosen + above] + [slot for slot, expert in enumerate(flat) if expert < start]
+        else:
+            for place, (_, slot) in enumerate(chosen):
+                index[slot] = place
     mode = options.get("quant_mode", -1)
     moved = [None if row is None else _row(x, row, k, start, mode, scale, offset) for row in rows]
     kind = options.get("expert_tokens_num_type", 0)

@@ -155,6 +155,12 @@ def test_one_group_takes_rows_of_one_dimension():
     assert all(map(torch.equal, flat, rows))
 
 
+def test_one_scale_for_all_rows_in_each_shape():
+    x, weight = random((3, 4), torch.int32, 0), random((4,), FLOAT32, 1)
+    flat, row, column = (operator(x, weight_scale=weight.view(shape), quant_mode=1) for shape in [(4,), (1, 4), (4, 1)])
+    assert all(map(torch.equal, flat, row)) and all(map(torch.equal, flat, column))
+
+
 def test_opcheck():
     keywords = {"weight_scale": random((2, 4), FLOAT32, 1), "group_index": torch.tensor([1, 2]), "quant_mode": 1}
     opcheck(operator.default, (random((3, 4), torch.int32, 0),), keywords)

@@ -132,6 +132,28 @@ def test_gather_and_scatter_index_are_inverse():
     assert torch.equal(gather[scatter], torch.arange(200))
 
 
+def test_row_idx_of_inactive_experts():
+    """Below the range last and as they come, above it by expert; the operator's page sorts them so."""
+    x, chosen = random((3, 2), torch.float32, 0), torch.tensor([[20, 4], [0, 30], [5, 3]], dtype=torch.int32)
+    options = {"expert_num": 32, "active_expert_range": [4, 16], "row_idx_type": 1}
+    assert operator(x, chosen, **options)[1].tolist() == [1, 4, 0, 3, 2, 5]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"quant_mode": 0}, {"quant_mode": 1}, {"drop_pad_mode": 1, "expert_capacity": 2}]
+)
+def test_no_tokens(options):
+    """Nothing is looked at: torch_npu returns before its kernel."""
+    counted = {"expert_num": 5, "expert_tokens_num_type": 1, "expert_tokens_num_flag": True, **options}
+    given = {"scale": torch.ones(0), "offset": torch.ones(0)} if "quant_mode" in options else {}
+    x, chosen = torch.ones(0, 3), torch.ones(0, 2, dtype=torch.int32)
+    expanded, index, counts, _ = operator(x, chosen, **counted, **given)
+    rows = (5, 2) if options.get("drop_pad_mode") else (0,)
+    assert expanded.shape == (*rows, 3) and not expanded.any()
+    assert expanded.dtype == (torch.int8 if "quant_mode" in options else torch.float32)
+    assert index.shape == (0,) and counts.tolist() == [0] * 5
+
+
 X, IDX = random((4, 3), torch.float32, 0), choose_experts(4, 2, 5, 0)
 
 

@@ -11,11 +11,13 @@
     drop_pad_mode 1                  expanded_x [expert_num, expert_capacity, H]: each expert's first tokens, filled up with 0;
                                      expanded_row_idx[sorted_row[i]] is the row among expert_num * expert_capacity, -1 if dropped
 
-`sorted_row` is the stable sort of expert_idx, flattened, by expert. active_num has no influence on index and counts.
+`sorted_row` is the stable sort of expert_idx, flattened, by expert: the active ones, those from `end` on, and last those below `start`
+as they come. active_num has no influence on index and counts. With no tokens nothing is computed: torch_npu returns before its kernel,
+so that the values are not looked at; counts are 0.
 
 Sources: the operator's page in the torch_npu documentation; the document of aclnnMoeInitRoutingV3 (static quantization, running sum,
 drop_pad_mode); op-plugin's test of the operator; torch_npu's fake implementation (shapes). What these leave undefined: rows of
-expanded_x and expanded_scale beyond the active ones, and pairs beyond the last, are 0 here; scatter indices beyond them are -1. An output
+expanded_x and expanded_scale beyond the active ones, and pairs beyond the last, are 0 here. An output
 that was not asked for (expert_tokens_num_flag False; expanded_scale with quant_mode 0) is a single 0, of torch_npu's fake shape ().
 Quantization is in float32 (the device's static one goes through float16, and may differ by 1). The documents promise inference only; the
 fallback's expanded_x and expanded_scale have gradients, those of what they are composed of, where nothing is quantized.
@@ -104,7 +106,10 @@ def _check_drop_pad(x: Tensor, options: Options) -> None:
     if capacity < 1:
         _check.refuse("expert_capacity", "from 1 to the number of tokens with drop_pad_mode 1", capacity)
     _check.size(
-        capacity <= rows, "x", f"of at least expert_capacity = {capacity} tokens, for expert_capacity is at most N", x
+        (isinstance(rows, int) and rows == 0) or capacity <= rows,
+        "x",
+        f"of at least expert_capacity = {capacity} tokens, for expert_capacity is at most N",
+        x,
     )
     if options.experts != (0, options.expert_num):
         _check.refuse(
@@ -118,6 +123,8 @@ def _check_drop_pad(x: Tensor, options: Options) -> None:
 
 def _check_scale(x: Tensor, options: Options) -> None:
     scale, offset, mode = options.scale, options.offset, options.quant_mode
+    if isinstance(x.shape[0], int) and x.shape[0] == 0:
+        return
     for name, tensor in (("scale", scale), ("offset", offset)):
         if mode == STATIC and tensor is None:
             _check.refuse(name, "given with quant_mode 0", None)
@@ -190,6 +197,10 @@ def init_routing_v2(x: Tensor, expert_idx: Tensor, **keywords: Any) -> tuple[Ten
     _check_arguments(x, expert_idx, options)
     valid = ((expert_idx >= -1) & (expert_idx < options.expert_num)).all()
     check_values(_check, "expert_idx", expert_idx, valid, f"from -1 to expert_num - 1 = {options.expert_num - 1}")
+    if len(x) == 0:  # a row of zeros that no row of the result takes, so that scale and offset may be anything
+        x = torch.nn.functional.pad(x, (0, 0, 0, 1))
+        neutral = x.new_ones(1, dtype=torch.float32) if options.quant_mode == STATIC else None
+        options = options._replace(scale=neutral, offset=neutral)
     order = _Order.of(expert_idx, *options.experts)
     place = _capacity_rows if options.drop_pad_mode == DROP_PAD else _all_rows
     rows, index = place(order, options)
@@ -201,7 +212,7 @@ def init_routing_v2(x: Tensor, expert_idx: Tensor, **keywords: Any) -> tuple[Ten
 
 
 class _Order(NamedTuple):
-    """expert_idx, flattened to [N * K], sorted by expert, those of no active expert last.
+    """expert_idx, flattened to [N * K], sorted by expert, those of no active expert last: from `end` on by expert, below `start` in place.
 
     slots  [N * K] the place in expert_idx of each      expert  [N * K] its expert among the active ones
     ends   [end - start] running sum of their counts    width   K
@@ -215,8 +226,9 @@ class _Order(NamedTuple):
     @classmethod
     def of(cls, expert_idx: Tensor, start: int, end: int) -> _Order:
         experts = expert_idx.flatten()
-        experts = torch.where((experts >= start) & (experts < end), experts - start, end - start)
+        experts = torch.where(experts < start, torch.iinfo(experts.dtype).max, experts - start)
         expert, slots = experts.sort(stable=True)
+        expert = expert.clamp_max(end - start)
         numbers = torch.arange(end - start, device=experts.device, dtype=experts.dtype)
         return cls(slots, expert, torch.searchsorted(expert, numbers, right=True), max(expert_idx.shape[1], 1))
 
@@ -237,7 +249,7 @@ def _all_rows(order: _Order, options: Options) -> tuple[_Rows, Tensor]:
     """Dropless: the rows in order, up to active_num, and the index [N * K]."""
     count, valid = _row_count(len(order.slots), options), order.places < order.ends[-1]
     if options.row_idx_type == SCATTER:
-        index = torch.where(valid, order.slots, -1)
+        index = order.slots
     else:
         index = torch.empty_like(order.slots).scatter_(0, order.slots, torch.where(valid, order.places, -1))
     return _Rows(order.slots[:count] // order.width, order.expert[:count], valid[:count]), index

@@ -6,7 +6,8 @@
                 mode 1: a = min(A, clamp_limit), b = B within +-clamp_limit, a * sigmoid(glu_alpha * a) * (b + glu_bias);
                         A are the even columns, B the odd ones
     quantize    quant_mode 1: v * quant_scale, then a scale for each row     0: v / quant_scale + quant_offset
-    group_index [G] tokens of each group; weight_scale [G, 2H] and quant_scale [G, H] or [G] then have a row for each group
+    group_index [G] tokens of each group; weight_scale [G, 2H] and quant_scale [G, H] or [G] then have a row for each group; without it
+                weight_scale is [2H], [1, 2H] or [2H, 1], and quant_scale likewise
 
 Sources: the operator's page in the torch_npu documentation, the document of aclnnDequantSwigluQuantV2, torch_npu's fake implementation.
 Intermediate values are float32. Rows of x beyond the groups' sum are 0 here and not written on a device. The limits of the device's
@@ -143,7 +144,9 @@ def _check_rows(
     shapes = f"[G, {symbol}]{' or [G]' if or_one else ''} with G = {groups} groups, {symbol} = {width}"
     _check.dtype(name, tensor, allowed)
     _check.rank(name, tensor, (1, 2), shapes)
-    if tensor.dim() == 2:
+    if tensor.dim() == 2 and options.group_index is None and tensor.shape[1] == 1:
+        _check.size(tensor.shape[0] == width, name, f"of shape {shapes}, or [{symbol}, 1] without group_index", tensor)
+    elif tensor.dim() == 2:
         _check.size(tensor.shape[0] == groups, name, f"of shape {shapes}", tensor)
         _check.size(tensor.shape[1] == width, name, f"of shape {shapes}", tensor)
     elif not (or_one and tensor.shape[0] == groups):
@@ -195,7 +198,9 @@ def _of_rows(tensor: Tensor | None, group: Tensor | None, options: Options) -> T
     if tensor is None:
         return None
     tensor = tensor.float()
-    if group is None or options.group_index is None or len(options.group_index) == 1:
+    if group is None or options.group_index is None:
+        return tensor.reshape(-1)
+    if len(options.group_index) == 1:
         return tensor
     of_group = tensor if tensor.dim() == 2 else tensor.unsqueeze(1)
     return of_group.index_select(0, group.clamp_max(len(tensor) - 1))
