@@ -68,7 +68,7 @@ def ir_definition(op_type: str) -> IrDefinition:
     """The definition of a GE operator type, for instance "MoeReRouting"."""
     from torchair._ge_concrete_graph import auto_generated_ge_raw_ops as generated
 
-    document = getattr(getattr(generated, op_type, None), "__doc__", None) or ""
+    document = (getattr(getattr(generated, op_type, None), "__doc__", None) or "").lstrip()
     if not document.startswith(f"REG_OP({op_type})"):
         return _declared(op_type)
     inputs, outputs, attrs = [], [], []
