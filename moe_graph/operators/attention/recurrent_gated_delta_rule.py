@@ -181,6 +181,6 @@ def _ge_recurrent_gated_delta_rule(
 OPERATOR = of_torch_npu(
     "npu_recurrent_gated_delta_rule",
     recurrent_gated_delta_rule,
-    ge=[GeKernel("RecurrentGatedDeltaRule", _ge_recurrent_gated_delta_rule, assigns="state")],
+    ge=[GeKernel("RecurrentGatedDeltaRule", _ge_recurrent_gated_delta_rule, assigns=("state",))],
 )
 FUNCTIONAL_OPERATOR = of_torch_npu("npu_recurrent_gated_delta_rule_functional", recurrent_gated_delta_rule_functional)
