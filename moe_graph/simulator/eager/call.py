@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
-from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, HOST_RESULTS
+from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
 
@@ -34,9 +34,8 @@ class Operator:
         schema = overload._schema
         qualified = qualified_name(overload)
         self.overload = overload
-        self.function = overload if function is None else _with_dtypes(function, schema)
+        self.function = _with_tensors(overload) if function is None else _with_dtypes(function, schema)
         self._across = qualified in ACROSS_DEVICES
-        self._host_results = HOST_RESULTS.get(qualified, ())
         self.position = eager_random.generator_position(overload)
         self.draws = self.position is not None or torch.Tag.nondeterministic_seeded in overload.tags
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
@@ -91,11 +90,43 @@ class Operator:
             return tensors.to_device(result, device)
         if isinstance(result, (list, tuple)):
             # A named tuple of torch becomes a plain one: the dispatcher names it again.
-            return (list if isinstance(result, list) else tuple)(
-                item if position in self._host_results else tensors.to_device(item, device)
-                for position, item in enumerate(result)
-            )
+            return (list if isinstance(result, list) else tuple)(tensors.to_device(item, device) for item in result)
         return result
+
+
+# These take a number for a tensor, too.
+_TAKE_NUMBERS = (
+    "aten::add",
+    "aten::sub",
+    "aten::mul",
+    "aten::div",
+    "aten::true_divide",
+    "aten::floor_divide",
+    "aten::copy",
+)
+
+
+def _with_tensors(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The dispatcher hands a number over that torch has wrapped as a tensor (`x |= 4`); an operator wants a tensor there."""
+    schema = overload._schema
+    positions = [
+        i for i, argument in enumerate(schema.arguments) if str(argument.type) == "Tensor" and not argument.kwarg_only
+    ]
+    if len(positions) < 2 or schema.name.rstrip("_") in _TAKE_NUMBERS:
+        return overload
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(args[position], (int, float, complex)) for position in positions if position < len(args)):
+            first = next((value for value in args if isinstance(value, Tensor)), None)
+            args = tuple(
+                torch.tensor(value, dtype=None if first is None else torch.result_type(first, value))
+                if position in positions and isinstance(value, (int, float, complex))
+                else value
+                for position, value in enumerate(args)
+            )
+        return overload(*args, **kwargs)
+
+    return call
 
 
 def _with_dtypes(function: Callable[..., Any], schema: torch._C.FunctionSchema) -> Callable[..., Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-# torch_npu's own kernels stay: memory, and what is asked of it. Views stay too, they are told by their schemas (`is_view`).
+# torch_npu's own kernels stay: memory, and what is asked of it; shapes alone. Views stay too, they are told by their schemas (`is_view`).
 KEPT = frozenset(
     """
     aten::empty.memory_format aten::empty_strided aten::empty_like aten::new_empty_strided
     aten::resize_ aten::resize_as_ aten::set_ aten::set_.source_Storage aten::set_.source_Storage_storage_offset
     aten::set_.source_Tensor aten::is_set_to aten::record_stream aten::_pin_memory aten::is_pinned aten::_copy_from_and_resize
+    aten::_pad_packed_sequence
     npu::npu_moe_re_routing npu::npu_change_data_ptr npu::get_storage_size npu::copy_memory_ npu::set_op_timeout_ms
     npu::get_npu_format npu::npu_format_cast npu::npu_format_cast.Tensor npu::npu_format_cast_ npu::npu_format_cast_.acl_format
     npu::_npu_format_cast npu::_npu_format_cast.aclnn npu::_npu_format_cast.input_dtype
@@ -25,8 +26,10 @@ VIEWS_IN_PLACE = frozenset(
 # torch_npu has autograd kernels of its own for these, which call the NPU's; torch's composition of others takes their place.
 COMPOSED = frozenset(
     """
-    aten::lstm.input aten::lstm.data aten::gru.input aten::lstm_cell aten::scaled_dot_product_attention
+    aten::lstm.input aten::gru.input aten::lstm_cell aten::scaled_dot_product_attention
     aten::max.out aten::min.out aten::nanmean.out aten::one_hot
+    aten::__ior__.Scalar aten::__ior__.Tensor aten::fill_diagonal_ aten::slogdet aten::multilabel_margin_loss.out
+    aten::affine_grid_generator_backward aten::conv_tbc_backward
     """.split()
 )
 
@@ -38,10 +41,6 @@ ACROSS_DEVICES = frozenset(
     """
     aten::copy_ aten::_to_copy aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
     aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
-    aten::_pack_padded_sequence aten::_pad_packed_sequence aten::lstm.data aten::gru.data
     aten::_ctc_loss.Tensor aten::_ctc_loss_backward.Tensor
     """.split()
 )
-
-# Results, by position, that lie on the CPU whatever the device of the arguments is.
-HOST_RESULTS = {"aten::_pack_padded_sequence": (1,), "aten::_pad_packed_sequence": (1,)}

@@ -16,6 +16,7 @@ import torch
 from torch._guards import detect_fake_mode
 
 from moe_graph.foundation import compat
+from moe_graph.simulator.eager import packed_sequences
 from moe_graph.simulator.eager.call import Operator
 from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, VIEWS_IN_PLACE
 from moe_graph.simulator.runtime import captured, launches, native
@@ -41,15 +42,17 @@ def install() -> None:
     _registered.extend(torch._C._dispatch_get_registrations_for_dispatch_key(_KEY))
     for qualified in _registered:
         space = qualified.partition("::")[0]
-        if space not in spaces or qualified in KEPT:
+        if space not in spaces or qualified in KEPT or qualified in packed_sequences.FUNCTIONS:
             continue
         make = _server(qualified, queued)
         if make is not None:
             # Library.impl looks every name up again; that is most of the time that 1,800 names would take.
             spaces[space].m.impl(qualified.partition("::")[2], _KEY, _lazily(make, queued))
     for qualified in COMPOSED:
-        name = qualified.partition("::")[2]
-        spaces["aten"].m.impl(name, _AUTOGRAD_KEY, _composed(qualified))
+        spaces["aten"].m.impl(qualified.partition("::")[2], _AUTOGRAD_KEY, _composed(qualified))
+    for qualified, function in packed_sequences.FUNCTIONS.items():
+        for key in (_AUTOGRAD_KEY, _KEY):  # in inference mode the first is passed by
+            spaces["aten"].m.impl(qualified.partition("::")[2], key, compat.untraced(function))
 
 
 def _server(qualified: str, queued: Queued) -> Callable[[], Callable[..., Any]] | None:
