@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # Command -> (module, what it does). The module is imported when its command is run.
 COMMANDS = {
@@ -23,6 +25,8 @@ COMMANDS = {
     "status": ("moe_graph.commands.show_status", "show what is registered for npu_moe_re_routing, and from whom"),
 }
 
+CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
@@ -39,7 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command = parser.parse_args(argv[:1]).command
     module, _ = COMMANDS[command]
-    return importlib.import_module(module).main(argv[1:])
+    function = importlib.import_module(module).main
+    return function(argv[1:]) if command == "run" else _shown(function, argv[1:])
+
+
+def _shown(function: Callable[[list[str]], int], argv: list[str]) -> int:
+    """The command's exit code. What the terminal's encoding lacks is shown as its code; a reader that has enough (`| head -1`) ends it.
+
+    Not for `run`: the streams are the program's own there.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = function(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    return code
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ import contextlib
 import os
 import runpy
 import sys
+import traceback
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from moe_graph.foundation.output_path import output_path_or_stdout
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,7 +27,10 @@ def _parser() -> argparse.ArgumentParser:
         "--devices", type=int, metavar="N", help="how many devices (default 1, or MOE_GRAPH_SIM_DEVICES)"
     )
     parser.add_argument(
-        "--trace", metavar="FILE", help="write a Chrome trace of all graphs that were run; - shows a table on stderr"
+        "--trace",
+        type=output_path_or_stdout,
+        metavar="FILE",
+        help="write a Chrome trace of all graphs that were run; - shows a table on stderr",
     )
     parser.add_argument(
         "--report",
@@ -65,7 +71,12 @@ def main(argv: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     target = options.target[0]
     if options.module:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        except ImportError as error:
+            if not _is_runpys_own(error):
+                raise
+            sys.exit(f"moe_graph: {error}")
         return
     # python -m has put the working directory first; a script is found beside its own files instead.
     sys.path[0] = "" if target == "-" else os.path.dirname(os.path.realpath(target))
@@ -86,6 +97,12 @@ def _run_stream(target: str) -> None:
         module.__file__ = target
     sys.modules["__main__"] = module
     exec(code, vars(module))
+
+
+def _is_runpys_own(error: ImportError) -> bool:
+    """Did the module's start fail, not the module? Python says so in one line: there is no such module, or it is a package."""
+    names = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return set(names) <= {__name__, "runpy"}
 
 
 @contextlib.contextmanager

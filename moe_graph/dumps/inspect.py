@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from moe_graph.dumps.model import Graph, Node
 from moe_graph.dumps.reading import files, read_file, share_sources
 from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.summary import plain, summarise, tensor_dict
+from moe_graph.foundation.output_path import output_path
 
 SCHEMA = "moe_graph inspect 1"
 # Option -> the module whose `write(graph, path)` makes the file.
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 1 if a dump cannot be read or a picture cannot be written."""
     parser = _parser()
     options = parser.parse_args(argv)
+    _check_pictures(parser, options)
     graphs, failed = read_all(options.dumps)
     if any(graph.kind == "py" for graph in graphs) and not reading_signatures.available():
         print(
@@ -94,8 +97,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", metavar="TEXT", help="only nodes with TEXT in their source lines or their FX node")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     for name in PICTURES:
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the graph to FILE as {name}")
+        parser.add_argument(f"--{name}", type=output_path, metavar="FILE", help=f"write the graph to FILE as {name}")
     return parser
+
+
+def _check_pictures(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program, before anything is read, if a picture would overwrite a dump that it reads, or another picture."""
+    taken = {os.path.realpath(file): str(file) for path in options.dumps for file in _named(path)}
+    for name in PICTURES:
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken:
+            parser.error(
+                f"argument --{name}: {path} is {taken[os.path.realpath(path)]} itself, which would be overwritten"
+            )
+        taken[os.path.realpath(path)] = f"the file of --{name}"
+
+
+def _named(path: str) -> list[Path]:
+    try:
+        return files(path)
+    except DumpError:
+        return []  # said when it is read
 
 
 def _wants_nodes(options: argparse.Namespace) -> bool:

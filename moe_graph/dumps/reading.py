@@ -44,6 +44,10 @@ def read_file(path: str | Path) -> list[Graph]:
         found = _graphs(_text(path), path)
     except DumpError as error:
         raise DumpError(f"{path}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        # The text's fields have types of their own choice: a message where a number belongs, and so on.
+        what = f"{type(error).__name__}: {error}"[:200]
+        raise DumpError(f"{path}: not built as a dump of torchair or GE ({' '.join(what.split())})") from error
     match = _TORCHAIR_NAME.match(path.stem)
     stage, name = (match[1], match[2]) if match else ("", path.stem)
     return [
@@ -62,7 +66,7 @@ def _text(path: Path) -> str:
     if b"\0" in raw:
         raise DumpError("a binary file, not a dump of a graph as text")
     try:
-        return raw.decode()
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DumpError(f"not UTF-8 at byte {error.start}: not a dump of a graph as text") from error
 

@@ -16,6 +16,7 @@ BOOKKEEPING = frozenset(
     {"_input_name_key", "_input_name_value", "_output_name_key", "_output_name_value", "_readable_value"}
 )
 OUTPUT_TYPE = "NetOutput"
+_MOST_OUTPUTS = 1 << 16  # of an operator; more are no graph's, and what lists outputs would take minutes and gigabytes
 
 
 def from_definition(definition: Any) -> Graph:
@@ -113,7 +114,7 @@ def _graph(name: str, nodes: list[Node]) -> Graph:
 
 
 def check(graph: Graph) -> Graph:
-    """The graph, if its names are distinct and its edges lead to nodes of it. Raises DumpError otherwise."""
+    """The graph, if its names are distinct and its edges lead to outputs of its nodes. Raises DumpError otherwise."""
     if len(graph.by_name) != len(graph.nodes):
         seen: set[str] = set()
         twice = next(node.name for node in graph.nodes if node.name in seen or seen.add(node.name))
@@ -123,6 +124,10 @@ def check(graph: Graph) -> Graph:
             if found is not None and found.node not in graph.by_name:
                 raise DumpError(
                     f"node {node.name!r} reads {found.node!r}, but no node has that name: is the dump cut off?"
+                )
+            if found is not None and not CONTROL <= found.output < _MOST_OUTPUTS:
+                raise DumpError(
+                    f"node {node.name!r} reads output {found.output} of {found.node!r}, which no operator has"
                 )
     return graph
 

@@ -30,6 +30,7 @@ _TOKEN = re.compile(
 _ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _LETTERS = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 _CLOSING = {"{": "}", "<": ">"}
+_LONGEST = 30  # characters of a whole number; 64 bits take 22 in octal
 _FLOATS = {"inf": float("inf"), "infinity": float("inf"), "nan": float("nan")}
 
 
@@ -127,8 +128,11 @@ class _Parser:
             self._next()
             return _FLOATS.get(token.lower(), token)
         if kind == "number":
+            number = _number(token)
+            if number is None:
+                raise self._error(f"a whole number of {len(token)} digits, beyond 64 bits")
             self._next()
-            return _number(token)
+            return number
         raise self._error(f"expected a value, got {token!r}")
 
     def _separator(self) -> None:
@@ -152,13 +156,17 @@ class _Parser:
         return DumpError(f"line {line}: {what.replace(', got ' + repr(''), ', but the text ends')}")
 
 
-def _number(token: str) -> int | float:
+def _number(token: str) -> int | float | None:
+    """The number; None for a whole one that no field of a message holds."""
     digits = token.lstrip("+-").lower()
     sign = -1 if token[0] == "-" else 1
     if digits in _FLOATS:
         return sign * _FLOATS[digits]
-    if digits.startswith("0x"):
-        return sign * int(digits, 16)
-    if digits.isdigit():
-        return sign * int(digits, 8 if len(digits) > 1 and digits[0] == "0" and not set(digits) & set("89") else 10)
-    return sign * float(digits.rstrip("f"))
+    hexadecimal = digits.startswith("0x")
+    if not (hexadecimal or digits.isdigit()):
+        return sign * float(digits.rstrip("f"))
+    if len(digits) > _LONGEST:  # Python itself refuses to read or show thousands of digits
+        return None
+    octal = len(digits) > 1 and digits[0] == "0" and not set(digits) & set("89")
+    number = sign * int(digits, 16 if hexadecimal else 8 if octal else 10)
+    return number if -(2**63) <= number < 2**64 else None

@@ -10,8 +10,10 @@ import torch
 
 from moe_graph.dumps.model import Descriptor
 from moe_graph.dumps.reading_dtypes import BY_NAME, word
+from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.reading_text import Message
 
+DEEPEST = 100  # messages in each other that an attribute may hold
 LARGEST = 64  # elements of a constant that are kept as values; a larger one is kept as text
 _FX_TENSOR = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[(.*)\]\)")
 _FX_SYMBOLS = {"SymInt": "int64", "SymFloat": "float64", "SymBool": "bool"}
@@ -66,9 +68,11 @@ def _scalar(field: str, value: Any) -> Any:
     return _plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
-        return {field: [_plain(element) for element in values] for field, values in value.items()}
+        if depth == DEEPEST:
+            raise DumpError(f"an attribute is nested more than {DEEPEST} deep")
+        return {field: [_plain(element, depth + 1) for element in values] for field, values in value.items()}
     return text(value) if isinstance(value, bytes) else value
 
 
@@ -76,7 +80,7 @@ def tensor(definition: Message) -> Any:
     """A TensorDef's elements, nested as its shape says; as text (type, shape, digest of the data) if it is large or not to be decoded."""
     desc = first(definition, "desc", {})
     name = text(first(desc, "dtype", "DT_UNDEFINED"))
-    shape = tuple(first(desc, "shape", {}).get("dim", ()))
+    shape = known_shape(first(desc, "shape", {}).get("dim", ())) or ()
     data = first(definition, "data", b"")
     data = data if isinstance(data, bytes) else b""
     ge_type, count = BY_NAME.get(name), 1
@@ -127,6 +131,9 @@ def descriptor(desc: Message) -> Descriptor:
 def known_shape(sizes: Any) -> tuple[int, ...] | None:
     """GE's dimensions: -1 for an unknown size; -2 alone says that the rank is unknown."""
     sizes = tuple(sizes)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise DumpError(f"a size of a shape must be a whole number, got {text(size)!r}")
     return None if sizes == (-2,) else tuple(-1 if size < 0 else size for size in sizes)
 
 

@@ -285,7 +285,7 @@ def _function(value: ast.AST | None) -> str:
 
 
 def _data(name: str, kind: str, values: dict[str, Any]) -> Node:
-    shape, dtype = values.get("shape"), values.get("dtype")
+    shape, dtype = values.get("shape"), _number_of_type(name, values.get("dtype"))
     sizes = None if not isinstance(shape, (list, tuple)) else known_shape(shape)
     desc = Descriptor(word_of_number(dtype), sizes, str(values.get("format", "ND")), str(values.get("placement", "")))
     return Node(name, kind, (), ("x",), (desc,), {"index": values["index"]} if "index" in values else {})
@@ -294,7 +294,7 @@ def _data(name: str, kind: str, values: dict[str, Any]) -> Node:
 def _const(name: str, args: list[Any], keywords: dict[str, Any]) -> Node:
     """A constant, its elements rounded to its type as torchair rounds them."""
     value = args[0] if args else keywords.get("v")
-    number = keywords.get("dtype", args[1] if len(args) > 1 else None)
+    number = _number_of_type(name, keywords.get("dtype", args[1] if len(args) > 1 else None))
     number = _promoted(value, []) if number is None else number
     dtype, shape = word_of_number(number), None
     ge_type = BY_NUMBER.get(number)
@@ -327,10 +327,26 @@ def _promoted(value: Any, known: list[str]) -> int:
     return BY_WORD[candidates.pop()].number if len(candidates) == 1 else default
 
 
+def _checked(value: Any) -> Any:
+    """A constant of the text: whole numbers of 64 bits, and text that can be shown, without halves of characters."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise DumpError("a whole number beyond 64 bits")
+    return value
+
+
+def _number_of_type(name: object, value: Any) -> int | None:
+    """GE's number of a data type. Raises DumpError if the text has something else there."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise DumpError(f"node {name!r}: dtype must be the number of a data type, got {value!r}")
+    return value
+
+
 def _literal(element: ast.expr) -> Any:
     """The value a literal stands for; what is no literal stays text. Calls nothing."""
     if isinstance(element, ast.Constant):
-        return element.value
+        return _checked(element.value)
     if isinstance(element, (ast.List, ast.Tuple)):
         return [_literal(inner) for inner in element.elts]
     if isinstance(element, ast.UnaryOp) and isinstance(element.op, ast.USub):

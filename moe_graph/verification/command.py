@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moe_graph.foundation.output_path import output_path_or_stdout
+
 if TYPE_CHECKING:
     from moe_graph.verification.run import Outcome
 
@@ -23,7 +25,12 @@ def main(argv: Sequence[str]) -> int:
         description="On an NPU, or on the simulated device where there is none, run the kernel, graph mode and the fallback over a "
         "grid of shapes, dtypes and modes, and compare them bit by bit with the fallback on the CPU.",
     )
-    parser.add_argument("--json", metavar="FILE", help="write a report that can be attached to a bug; - for stdout")
+    parser.add_argument(
+        "--json",
+        type=output_path_or_stdout,
+        metavar="FILE",
+        help="write a report that can be attached to a bug; - for stdout",
+    )
     parser.add_argument("--quick", action="store_true", help="the main modes and two shapes only")
     parser.add_argument(
         "--soc", choices=("A2", "A3", "950"), help="the simulated product (default A2); ignored on an NPU"

@@ -1,10 +1,13 @@
 """`python -m moe_graph`: scripts and modules run as Python itself runs them."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from moe_graph.__main__ import main as moe_graph_main
 from moe_graph.foundation import cann
 
 on_simulator = pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed")
@@ -111,3 +114,47 @@ def test_wrong_usage(arguments):
 def test_help_lists_the_commands():
     run = command("--help")
     assert run.returncode == 0 and "run " in run.stdout and "status " in run.stdout
+
+
+DUMP = str(Path(__file__).parent.parent / "dumps" / "dynamo_original_graph_1.txt")
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moe_graph", "inspect", "--json", "--nodes", *[DUMP] * 20],  # more than a pipe holds
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "{\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
+def test_what_an_encoding_lacks_is_shown_by_its_code(tmp_path):
+    dump = tmp_path / "dynamo_original_graph_1.txt"
+    dump.write_text(Path(DUMP).read_text().replace('"Add"', '"Addé"').replace('"Add:0"', '"Addé:0"'))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    run = subprocess.run(
+        [sys.executable, "-m", "moe_graph", "diff", DUMP, str(dump)], capture_output=True, env=environment, timeout=300
+    )
+    assert b"Traceback" not in run.stderr and b"Add\\xe9" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("verify", "--json"), ("run", "-q", "--trace"), ("inspect", DUMP, "--onnx"), ("inspect", DUMP, "--dot")],
+)
+def test_where_no_file_can_be_is_said_before_the_work(tmp_path, arguments):
+    command, *rest = arguments
+    with pytest.raises(SystemExit) as ended:
+        moe_graph_main([command, *rest, str(tmp_path / "none" / "file")])
+    assert ended.value.code == 2
+
+
+@on_simulator
+def test_a_module_that_is_not_there_is_one_line(tmp_path):
+    (tmp_path / "broken.py").write_text("import not_there")
+    run = command("run", "-q", "-m", "no_such_module", cwd=tmp_path)
+    assert (run.returncode, run.stderr) == (1, "moe_graph: No module named no_such_module\n")
+    assert "Traceback" in command("run", "-q", "-m", "broken", cwd=tmp_path).stderr  # the module's own error

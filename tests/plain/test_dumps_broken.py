@@ -1,6 +1,9 @@
 """Files that are no dumps, or broken ones: one line that names the file, never a traceback, never a graph that is half there."""
 
+import contextlib
+import io
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +20,20 @@ from moe_graph.engine import proto
 DUMPS = Path(__file__).parent.parent / "dumps"
 SAMPLES = sorted(DUMPS.glob("dynamo_*.*"))
 HEADER = "from torchair._ge_concrete_graph import ge_apis as ge\n"
+
+
+class _Text(str):
+    """`format` fills in what is not given: a graph that can be read."""
+
+    def format(self, **given):
+        return super().format(**{"dim": "4", "attribute": "i: 1", "output": 0, **given})
+
+
+GRAPH = _Text(
+    'op {{ name: "a" type: "Data" attr {{ key: "x" value {{ {attribute} }} }} '
+    'output_desc {{ name: "y" dtype: DT_FLOAT shape {{ dim: {dim} }} }} }} '
+    'op {{ name: "n" type: "NetOutput" input: "a:{output}" input_desc {{ name: "input0" }} }}\n'
+)
 
 
 def refused(path):
@@ -53,6 +70,16 @@ def written(tmp_path, content, name="dynamo_original_graph_1.txt"):
         ("op { name: }", "expected a value"),
         ('graph { node { name: "a" op_type: "Conv" } }', "ge:TYPE"),
         ("op { " * 100000, "the text ends"),
+        (GRAPH.format(dim='"x"'), "a size of a shape must be a whole number, got 'x'"),
+        (GRAPH.format(dim="1.5"), "got '1.5'"),
+        (GRAPH.format(dim="{ }"), "a size of a shape"),
+        (GRAPH.format(attribute="i: " + "9" * 6000), "line 1: a whole number of 6000 digits"),
+        (GRAPH.format(attribute="i: 0x" + "f" * 6000), "line 1: a whole number of 6002 digits"),
+        (GRAPH.format(attribute="i: -9223372036854775809"), "beyond 64 bits"),
+        (GRAPH.format(attribute="func { " * 5000 + "} " * 5000), "nested more than 100 deep"),
+        (GRAPH.format(attribute="list: 3"), "not built as a dump"),
+        (GRAPH.format(output=300000000), "reads output 300000000 of 'a', which no operator has"),
+        (GRAPH.format(output=-2), "which no operator has"),
     ],
 )
 def test_what_is_no_dump_is_refused(tmp_path, content, says):
@@ -71,6 +98,10 @@ def test_what_is_no_dump_is_refused(tmp_path, content, says):
         (HEADER + "x_0 = ge.Relu(" + "-" * 100000 + "1)", ""),
         (HEADER + 'a_0 = ge.Data(index=0, dtype=0, shape=[], placement="NPU", node_name="a")\n' * 2, "second node"),
         (HEADER.replace("\n", "\x00\n"), "binary"),
+        (HEADER + 'x_0 = ge.Data(index=0, dtype=0, shape=["a", None], node_name="a")\n', "whole number, got 'a'"),
+        (HEADER + 'x_0 = ge.Const(1, dtype=[3], node_name="e")\n', "node 'e': dtype must be the number of a data type"),
+        (HEADER + f"x_0 = ge.Const({10**30}, dtype=9)\n", "beyond 64 bits"),
+        (HEADER + f"x_0 = ge.Const(0x{'f' * 6000}, dtype=9)\n", "beyond 64 bits"),
     ],
 )
 def test_python_that_torchair_did_not_write_is_refused(tmp_path, content, says):
@@ -157,6 +188,41 @@ def test_the_command_names_every_file_it_cannot_read_and_shows_the_others(tmp_pa
     assert lines[0].startswith(str(tmp_path / "dynamo_original_graph_1.txt: line ")), lines
     assert lines[1] == f"{tmp_path / 'missing.txt'}: No such file or directory"
     assert "graph_1 (txt, original" in out
+
+
+WRONG = ("{ }", "< >", '"x"', "-3", "1.5", "DT_X", '[1, "a"]', "nan", "true", "[]", "{ dim: 3 }")
+
+
+@pytest.mark.parametrize("sample", [path for path in SAMPLES if path.suffix == ".txt"], ids=lambda path: path.name)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_values_of_another_type_are_refused_or_shown(tmp_path_factory, sample, data):
+    """What the reader lets through, tables and JSON can show."""
+    text = sample.read_text()
+    values = list(re.finditer(r":\s*([^\s{}]+)|({[^{}]*})", text))
+    for match in sorted(
+        data.draw(st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True)), key=re.Match.start
+    )[::-1]:
+        group = 1 if match[1] else 2
+        text = text[: match.start(group)] + data.draw(st.sampled_from(WRONG)) + text[match.end(group) :]
+    path = written(tmp_path_factory.mktemp("wrong"), text)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main([str(path), "--nodes"]) | main([str(path), "--nodes", "--json"])
+    lines = err.getvalue().splitlines()
+    assert code == bool(lines) and all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_text(tmp_path):
+    (graph,) = read(written(tmp_path, "\ufeff" + GRAPH.format()))
+    assert [node.name for node in graph.nodes] == ["a", "n"]
+    (graph,) = read(written(tmp_path, "\ufeff" + (DUMPS / "dynamo_original_graph_1.py").read_text(), "dump.py"))
+    assert len(graph.nodes) == 21
+
+
+def test_halves_of_characters_are_shown_as_question_marks(tmp_path):
+    text = HEADER + 'x_0 = ge.Data(index=0, dtype=0, shape=[4], node_name="a\\ud800b")\n_ = ge.NetOutput([x_0])\n'
+    (graph,) = read(written(tmp_path, text, "dump.py"))
+    assert graph.nodes[0].name == "a?b"
 
 
 def test_a_folder_without_dumps_is_refused(tmp_path):

@@ -165,9 +165,29 @@ def test_a_picture_is_of_one_graph(capsys, tmp_path):
     assert stopped.value.code == 2 and "a picture is of one graph, got 6" in capsys.readouterr().err
 
 
+def test_a_picture_overwrites_no_dump(tmp_path, capsys):
+    dump = tmp_path / "dynamo_original_graph_1.txt"
+    dump.write_bytes(Path(TXT).read_bytes())
+    (tmp_path / "link.html").symlink_to(dump)
+    for read_from, out in ((dump, dump), (tmp_path, dump), (dump, tmp_path / "link.html")):
+        with pytest.raises(SystemExit):
+            run(capsys, read_from, "--html", out)
+        assert f"argument --html: {out} is {dump} itself" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(capsys, dump, "--html", tmp_path / "x", "--svg", tmp_path / "x")
+    assert dump.read_bytes() == Path(TXT).read_bytes() and not (tmp_path / "x").exists()
+
+
+def test_where_no_file_can_be_is_said_before_the_dump_is_read(tmp_path, capsys):
+    for path, problem in ((tmp_path, "is a folder"), (tmp_path / "none" / "x.html", "there is no folder")):
+        with pytest.raises(SystemExit):
+            run(capsys, tmp_path / "missing.txt", "--html", path)
+        assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_picture_that_cannot_be_written_is_a_failure(capsys, tmp_path):
-    code, _, err = run(capsys, TXT, "--dot", tmp_path / "missing" / "x.dot")
-    assert code == 1 and err.startswith(f"--dot {tmp_path / 'missing' / 'x.dot'}: ")
+    code, _, err = run(capsys, TXT, "--dot", "/dev/full")
+    assert code == 1 and err.startswith("--dot /dev/full: ")
     assert run(capsys, TXT, "--dot", tmp_path / "x.dot")[0] == 0
     assert "MoeReRouting" in (tmp_path / "x.dot").read_text()
 
