@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,30 +193,53 @@ def _connect(node: Node, op: Any, by_name: dict[str, Node]) -> None:
 
 
 def _order(nodes: list[Node], output: Node) -> list[int]:
-    """Indices of the nodes the output depends on, by data or by control edges, each after what it depends on."""
-    order: list[int] = []
-    state: dict[int, bool] = {}  # False: being visited, True: done
-    stack = [(output.index, False)]
-    while stack:
-        index, leaving = stack.pop()
-        if leaving:
-            state[index] = True
-            order.append(index)
-            continue
-        if index in state:
-            if not state[index]:
-                raise GraphError(f"{nodes[index]} is on a cycle")
-            continue
-        state[index] = False
-        stack.append((index, True))
-        node = nodes[index]
-        before = [slot[0] for slot in node.slots if slot is not None] + list(node.controls)
-        for other in reversed(before):
-            if state.get(other) is False:
-                raise GraphError(f"{nodes[other]} is on a cycle through {node}")
-            if other not in state:
-                stack.append((other, False))
-    return order
+    """Indices of the nodes that are run, each after what it depends on by data or control edges, else as the graph lists them.
+
+    Those that the output depends on, and those that have no output, which are there for what they do. The graph lists its nodes as the
+    program calls them, so collectives come in one order on all ranks.
+    """
+    before = [{slot[0] for slot in node.slots if slot is not None} | set(node.controls) for node in nodes]
+    needed: set[int] = set()
+    todo = [output.index, *(node.index for node in nodes if not node.outputs and node.type != OUTPUT_TYPE)]
+    while todo:
+        index = todo.pop()
+        if index not in needed:
+            needed.add(index)
+            todo.extend(before[index])
+    waits = {index: len(before[index]) for index in needed}
+    readers: dict[int, list[int]] = {}
+    for index in needed:
+        for other in before[index]:
+            readers.setdefault(other, []).append(index)
+    ready = [index for index, count in waits.items() if not count]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(index)
+        for reader in readers.get(index, ()):
+            waits[reader] -= 1
+            if not waits[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) != len(needed):
+        node, reader = _on_a_cycle(waits, before)
+        through = f" through {nodes[reader]}" if reader != node else ""
+        raise GraphError(f"{nodes[node]} is on a cycle{through}")
+    # The output is last: a node without outputs may come behind it in the list.
+    order.remove(output.index)
+    return [*order, output.index]
+
+
+def _on_a_cycle(waits: dict[int, int], before: list[set[int]]) -> tuple[int, int]:
+    """A node on a cycle, and the one on it that reads it, given how many nodes each still waits for.
+
+    Back along those that wait, until one comes again."""
+    node = reader = min(index for index, count in waits.items() if count)
+    seen: set[int] = set()
+    while node not in seen:
+        seen.add(node)
+        node, reader = min(other for other in before[node] if waits[other]), node
+    return node, reader
 
 
 def _position(node: Node, op: Any) -> int:

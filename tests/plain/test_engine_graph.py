@@ -179,10 +179,13 @@ def attr(node, name, field, value):
 
 
 MALFORMED = {
-    "cycle": (setting("add", "input", ["mul:0", "c:0"]), "node 'mul' .* is on a cycle through node 'add'"),
+    "cycle": (setting("add", "input", ["mul:0", "c:0"]), "node 'add' .* is on a cycle through node 'mul'"),
     "self loop": (setting("add", "input", ["add:0", "c:0"]), "node 'add' .* is on a cycle"),
     "control self loop": (setting("add", "input", ["x:0", "c:0", "add:-1"]), "node 'add' .* is on a cycle"),
-    "control cycle": (setting("add", "input", ["x:0", "c:0", "mul:-1"]), "is on a cycle through node 'add'"),
+    "control cycle": (
+        setting("add", "input", ["x:0", "c:0", "mul:-1"]),
+        "node 'add' .* is on a cycle through node 'mul'",
+    ),
     "reads NetOutput": (setting("add", "input", ["NetOutput:0", "c:0"]), "node 'add' .* 'NetOutput:0'.* has 0 outputs"),
     "unknown type": (setting("add", "type", "NoSuch"), "node 'add' .*no kernel for GE type NoSuch"),
     "no type": (setting("add", "type", ""), "node 'add' .*no kernel for GE type"),

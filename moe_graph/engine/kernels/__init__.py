@@ -7,6 +7,7 @@ from moe_graph import operators
 from moe_graph.engine import registry
 from moe_graph.engine.kernels import (
     activation,
+    collectives,
     comparison,
     convolution,
     creation,
@@ -32,6 +33,7 @@ from moe_graph.engine.kernels import (
 
 __all__ = [
     "activation",
+    "collectives",
     "comparison",
     "convolution",
     "creation",

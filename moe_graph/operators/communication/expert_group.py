@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe_graph.foundation import compat
 from moe_graph.operators.checks import Checks
+from moe_graph.operators.communication import process_group
 
 
 def find(check: Checks, argument: str, name: str, world_size: int, rank: int) -> dist.ProcessGroup:
@@ -21,7 +22,7 @@ def find(check: Checks, argument: str, name: str, world_size: int, rank: int) ->
     if not dist.is_available() or not dist.is_initialized():
         check.refuse(argument, "the name of a process group; torch.distributed is not initialized", repr(name))
     groups = dist.distributed_c10d._world.pg_map
-    found = [group for group in groups if name in (compat.group_name(group), _communicator_name(group))]
+    found = [group for group in groups if name in process_group.names(group)]
     if not found:
         check.refuse(
             argument, f"the name of a process group, {[compat.group_name(group) for group in groups]}", repr(name)
@@ -31,15 +32,6 @@ def find(check: Checks, argument: str, name: str, world_size: int, rank: int) ->
     if dist.get_rank(found[0]) != rank:
         check.refuse("ep_rank_id", f"{dist.get_rank(found[0])}, this process' rank in group {name!r}", rank)
     return found[0]
-
-
-def _communicator_name(group: dist.ProcessGroup) -> str | None:
-    """HCCL's name of the group's communicator; None for a group that is not on HCCL."""
-    if not any(device.type == "npu" for device in group._device_types):
-        return None
-    backend = group._get_backend(torch.device("npu"))
-    named = getattr(backend, "get_hccl_comm_name", None)
-    return None if named is None else named(dist.get_rank())
 
 
 def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias
 
-if TYPE_CHECKING:
-    from moe_graph.simulator.eager.call import Operator
+Operator = Any  # call.Operator; that module imports this one
 
 _CPU = torch.device("cpu")
 
