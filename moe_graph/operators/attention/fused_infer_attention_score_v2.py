@@ -189,6 +189,8 @@ def _ge_fused_infer_attention_score(
     key_rope_antiquant_scale: Tensor | None = None,
     dequant_scale_query: Tensor | None = None,
     learnable_sink: Tensor | None = None,
+    q_start_idx: Tensor | None = None,
+    kv_start_idx: Tensor | None = None,
     *,
     num_heads: int,
     scale: float = 1.0,
@@ -212,8 +214,8 @@ def _ge_fused_infer_attention_score(
         raise ValueError(
             f"key and value must be one tensor each, got {len(key)} and {len(value)}: lists have no kernel"
         )
-    if pse_type:
-        raise ValueError(f"pse_type must be 0, which adds pse_shift to the scaled scores, got {pse_type}")
+    if pse_type or q_start_idx is not None or kv_start_idx is not None:
+        raise ValueError(f"pse_type must be 0 without start indices: pse_shift is added to the scaled scores, got {pse_type}")
     shared: dict[str, Any] = {
         "query_rope": query_rope,
         "key_rope": key_rope,

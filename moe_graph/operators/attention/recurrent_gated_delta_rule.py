@@ -151,17 +151,17 @@ def _ge_recurrent_gated_delta_rule(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    beta: Tensor,
     state: Tensor,
     actual_seq_lengths: Tensor,
     ssm_state_indices: Tensor,
-    beta: Tensor | None = None,
     g: Tensor | None = None,
     gk: Tensor | None = None,
     num_accepted_tokens: Tensor | None = None,
     *,
     scale_value: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """GE RecurrentGatedDeltaRule, which assigns to state. torchair's converter leaves beta unfed where it is not given."""
+    """GE RecurrentGatedDeltaRule, which assigns to state. beta is required, as GE defines it."""
     out = recurrent_gated_delta_rule(
         query,
         key,
