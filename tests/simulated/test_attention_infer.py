@@ -10,6 +10,8 @@ from attention import sequences
 from attention.device import assert_equal, assert_everywhere, moved
 from moe_graph.operators.attention.fused_infer_attention_score import fused_infer_attention_score
 from moe_graph.operators.attention.fused_infer_attention_score_v2 import fused_infer_attention_score_v2
+from moe_graph.operators.attention.incre_flash_attention import incre_flash_attention
+from moe_graph.operators.attention.prompt_flash_attention import prompt_flash_attention
 
 V1, V2 = torch.ops.npu.npu_fused_infer_attention_score, torch.ops.npu.npu_fused_infer_attention_score_v2
 DTYPE = torch.bfloat16
@@ -36,10 +38,25 @@ def prompts(layout, lengths=(3, 2), heads=4, kv_heads=2, width=8, **more):
     }
 
 
-@pytest.mark.parametrize("layout", ["BSH", "BNSD", "BSND_NBSD", "TND", "NTD_TND"])
+@pytest.mark.parametrize("layout", ["BSH", "BSND_NBSD", "NTD_TND"])
 def test_prompts(layout):
     arguments = prompts(layout, sparse_mode=3, atten_mask=sequences.triangle(), softmax_lse_flag=True)
     assert_everywhere(V1, fused_infer_attention_score, arguments)
+
+
+def test_prompt_and_single_step_operators():
+    shared = prompts("BNSD")
+    del shared["scale"], shared["actual_seq_lengths"]
+    assert_everywhere(
+        torch.ops.npu.npu_prompt_flash_attention,
+        prompt_flash_attention,
+        {**shared, "scale_value": 0.3, "sparse_mode": 2, "atten_mask": sequences.triangle()},
+    )
+    del shared["actual_seq_lengths_kv"]
+    integers = torch.randint(-128, 128, (2, 2, 5, 8), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    step = {"query": shared["query"][:, :, :1], "key": integers, "value": integers, "actual_seq_lengths": [5, 2]}
+    step["antiquant_scale"] = torch.full((2, 16), 0.02, dtype=DTYPE)
+    assert_everywhere(torch.ops.npu.npu_incre_flash_attention, incre_flash_attention, {**shared, **step})
 
 
 def latent(block_size=4, lengths=(5, 3), heads=4):
@@ -98,3 +115,13 @@ def test_sinks_in_a_graph():
     arguments = {renamed.get(name, name): value for name, value in arguments.items()}
     arguments["learnable_sink"] = torch.tensor([0.5, 1.0, -1.0, 0.0]).bfloat16()
     assert_everywhere(V2, fused_infer_attention_score_v2, arguments)
+
+
+def test_quantized_keys_and_output_in_a_graph():
+    arguments = prompts("BNSD")
+    for name in ("key", "value"):
+        arguments[name] = torch.randint(-128, 128, arguments[name].shape, dtype=torch.int8)
+        arguments[f"{name}_antiquant_scale"] = torch.full((2, 8), 0.02, dtype=DTYPE)
+    arguments["quant_scale2"] = torch.tensor([40.0])
+    output, _ = assert_everywhere(V1, fused_infer_attention_score, arguments)
+    assert output.dtype == torch.int8

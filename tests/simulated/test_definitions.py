@@ -137,7 +137,9 @@ def test_kernels_read_the_nodes_that_torchair_writes():
 
 
 def test_types_without_a_function_have_none():
-    assert not [ge_type for ge_type in WITHOUT | OF_CANN if hasattr(ge_apis, ge_type) and ge_type not in FUNCTIONS.values()]
+    assert not [
+        ge_type for ge_type in WITHOUT | OF_CANN if hasattr(ge_apis, ge_type) and ge_type not in FUNCTIONS.values()
+    ]
 
 
 def test_erfinv_compiles():

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from moe_graph.operators.attention.quantized import PER_CHANNEL, PER_TOKEN, Quantization
+from moe_graph.operators.attention.quantized import PER_CHANNEL, PER_TOKEN, Int8Products, Quantization
 from moe_graph.operators.checks import Checks
 
 FLOATS = (torch.float16, torch.bfloat16)
@@ -64,6 +64,18 @@ def combined(check: Checks, scale: Tensor, offset: Tensor | None, mode: int) -> 
         Quantization("antiquant_scale", scale[0], offsets[0], mode),
         Quantization("antiquant_scale", scale[1], offsets[1], mode),
     )
+
+
+def int8_products(check: Checks, query: Tensor, scales: Mapping[str, Tensor | None]) -> Int8Products | None:
+    """The scales of queries of int8, which want all three; other queries none."""
+    if query.dtype != torch.int8:
+        for name, scale in scales.items():
+            check.absent(name, scale, "which is of queries of int8")
+        return None
+    given = [scale for scale in scales.values() if scale is not None]
+    if len(given) < len(scales):
+        check.refuse(", ".join(scales), "given with a query of int8", None)
+    return Int8Products(*given)
 
 
 def check_dtypes(check: Checks, query: Tensor, keys_and_values: Mapping[str, Tensor], quantized: Pair) -> None:

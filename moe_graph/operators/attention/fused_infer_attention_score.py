@@ -30,8 +30,16 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.attention import layouts
-from moe_graph.operators.attention.checks import check_dtypes, check_heads, check_modes, combined, separate, together
-from moe_graph.operators.attention.infer import INT_MAX, Inference, Int8Products, infer
+from moe_graph.operators.attention.checks import (
+    check_dtypes,
+    check_heads,
+    check_modes,
+    combined,
+    int8_products,
+    separate,
+    together,
+)
+from moe_graph.operators.attention.infer import INT_MAX, Inference, infer
 from moe_graph.operators.attention.layouts import Lengths
 from moe_graph.operators.attention.quantized import Quantization
 from moe_graph.operators.checks import Checks
@@ -104,17 +112,11 @@ def fused_infer_attention_score(
         )
     elif antiquant_scale is not None:
         quantized = combined(_check, antiquant_scale, antiquant_offset, antiquant_mode)
-    int8 = None
-    if query.dtype == torch.int8:
-        if dequant_scale1 is None or quant_scale1 is None or dequant_scale2 is None:
-            _check.refuse("dequant_scale1, quant_scale1, dequant_scale2", "given with a query of int8", "None")
-        int8 = Int8Products(dequant_scale1, quant_scale1, dequant_scale2)
+    scales = {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2}
+    int8 = int8_products(_check, query, scales)
+    output_dtype = query.dtype
+    if int8 is not None:
         output_dtype = torch.float16 if query_rope is None else query_rope.dtype
-    else:
-        _check.absent("dequant_scale1", dequant_scale1, "which is of queries of int8")
-        _check.absent("quant_scale1", quant_scale1, "which is of queries of int8")
-        _check.absent("dequant_scale2", dequant_scale2, "which is of queries of int8")
-        output_dtype = query.dtype
     check_dtypes(_check, query, {"key": key, "value": value}, quantized)
     prefix = None
     if key_shared_prefix is not None and value_shared_prefix is not None:

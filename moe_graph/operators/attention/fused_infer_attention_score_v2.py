@@ -215,7 +215,9 @@ def _ge_fused_infer_attention_score(
             f"key and value must be one tensor each, got {len(key)} and {len(value)}: lists have no kernel"
         )
     if pse_type or q_start_idx is not None or kv_start_idx is not None:
-        raise ValueError(f"pse_type must be 0 without start indices: pse_shift is added to the scaled scores, got {pse_type}")
+        raise ValueError(
+            f"pse_type must be 0 without start indices: pse_shift is added to the scaled scores, got {pse_type}"
+        )
     shared: dict[str, Any] = {
         "query_rope": query_rope,
         "key_rope": key_rope,

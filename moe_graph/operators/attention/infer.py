@@ -18,20 +18,11 @@ from moe_graph.operators.attention.core import attend, attend_with_sums, log_sum
 from moe_graph.operators.attention.layouts import Layout, Lengths, Packed
 from moe_graph.operators.attention.masks import Sequences
 from moe_graph.operators.attention.paged import Pages
-from moe_graph.operators.attention.quantized import Quantization, factor_of, quantize_output, unpack_int4
+from moe_graph.operators.attention.quantized import Int8Products, Quantization, factor_of, quantize_output, unpack_int4
 from moe_graph.operators.checks import Checks
 
 INT_MAX = 2147483647
 _FLOATS = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Int8Products:
-    """Queries, keys and values of int8: what the integer products are multiplied with, and the probabilities before their product."""
-
-    scores: Tensor
-    probabilities: Tensor
-    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +63,14 @@ class Inference:
     output_scale_name: str = "quant_scale2"
     output_dtype: torch.dtype | None = None
     want_lse: bool = False
+    prompt: bool = False
+    """Of the operator for prompts, which looks at lengths and sparse modes of single queries, too."""
+
+    @property
+    def is_step(self) -> bool:
+        """One query of each sequence, without rope: the device looks at the caller's mask alone, not at the sparse mode."""
+        single = not self.layout.packed and self.query.shape[self.layout.given.index("S")] == 1
+        return single and self.query_rope is None and not self.prompt
 
 
 def infer(given: Inference) -> tuple[Tensor, Tensor]:
@@ -94,8 +93,7 @@ def infer(given: Inference) -> tuple[Tensor, Tensor]:
     if query.shape[-1] != key.shape[-1]:
         check.refuse("key", f"of {query.shape[-1]} elements a head (with its rope), as the query", key.shape[-1])
     queries = _queries(given, query, packed_queries)
-    is_step = query.shape[2] == 1 and not layout.packed and given.query_rope is None
-    allowed = _visible(given, queries, keys, is_step)
+    allowed = _visible(given, queries, keys)
     bias = None if given.bias is None else _bias(given, batch, queries.rows, keys.rows)
     output, lse = _computed(given, query, key, value, allowed, bias)
     if given.output_scale is not None:
@@ -152,7 +150,7 @@ def _queries(given: Inference, query: Tensor, packed: Packed | None) -> Sequence
     batch, _, rows, _ = query.shape
     if packed is not None:
         return Sequences(rows, packed.lengths)
-    if rows == 1:
+    if rows == 1 and not given.prompt:
         return Sequences(1, torch.ones(batch, dtype=torch.int64))  # the lengths of single queries are not looked at
     lengths = _lengths(given, 0, batch, rows)
     return Sequences(
@@ -167,7 +165,9 @@ def _starts(
     if padding is None or lengths is None:
         return None
     starts = rows - padding.flatten()[:1].clamp_min(0) - found
-    if bool((starts < 0).any()):
+    if given.is_step:  # a sequence that does not fit is as one of no keys
+        found.masked_fill_(starts < 0, 0)
+    if bool(((starts < 0) & (found > 0)).any()):
         given.check.refuse(name, f"at most {rows} less the length of each sequence, {found.tolist()}", padding.tolist())
     return starts
 
@@ -248,10 +248,9 @@ def _with_prefix(given: Inference, key: Tensor, value: Tensor, keys: Sequences) 
     return key, torch.cat([found[1][:, :, :length], value], 2), Sequences(key.shape[2], keys.lengths + length)
 
 
-def _visible(given: Inference, queries: Sequences, keys: Sequences, is_step: bool) -> Tensor | None:
-    """The mask. For one query without rope the device looks at the caller's mask alone, and not at the sparse mode."""
+def _visible(given: Inference, queries: Sequences, keys: Sequences) -> Tensor | None:
     mode, mask, pre, following = given.sparse_mode, given.mask, given.pre_tokens, given.next_tokens
-    if is_step:
+    if given.is_step:
         mask = None if mode in (masks.CAUSAL_LEFT, masks.CAUSAL_RIGHT, masks.BAND) else mask
         mode, pre, following = 0, INT_MAX, INT_MAX
     if given.layout.packed and mask is not None and mode in (0, 1):

@@ -65,6 +65,15 @@ class Quantization:
         )
 
 
+@dataclass(frozen=True)
+class Int8Products:
+    """Queries, keys and values of int8: what the integer products are multiplied with, and the probabilities before their product."""
+
+    scores: Tensor
+    probabilities: Tensor
+    output: Tensor
+
+
 def unpack_int4(x: Tensor) -> Tensor:
     """Eight int4 of each int32, the lowest bits first: the last size grows eightfold, int8."""
     bits = x.unsqueeze(-1) >> torch.arange(0, 32, 4, dtype=torch.int32)
