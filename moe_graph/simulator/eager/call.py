@@ -60,6 +60,11 @@ class Operator:
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
             return self._run(_Tensors(self.overload, self._across), args, kwargs)
+        except NotImplementedError as error:
+            name = self.overload._schema.name.partition("::")[2].rstrip("_")
+            if name in str(error):
+                raise
+            raise NotImplementedError(f"{self.overload} on the simulated device: {error}") from error
         except RuntimeError as error:
             if not self._outs or _NOT_RESIZABLE not in str(error):
                 raise
