@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from moe_graph.converters import known
 from moe_graph.foundation import contract
 
 _ATTRIBUTE = "_ge_converter"
@@ -84,10 +85,12 @@ def install_if_loaded() -> None:
         if not is_ours(before):
             register_fx_node_ge_converter(operator)(converter.convert())
             _installed[converter.overload] = before, getattr(operator, _ATTRIBUTE)
+    known.install_if_loaded()
 
 
 def uninstall() -> None:
-    """Put back the converters that were in force before ours, where ours are."""
+    """Put back the converters that were in force before ours, where ours are; what torchair lowers is no longer looked at."""
+    known.uninstall()
     for converter in _CONVERTERS:
         before, ours = _installed.pop(converter.overload, (_MISSING, None))
         operator = converter.operator if ours is not None else None

@@ -14,7 +14,7 @@ from moe_graph.foundation import torch_import  # noqa: F401  isort: skip  must c
 from moe_graph import passes
 from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput
 from moe_graph.foundation.product import set_product
-from moe_graph.foundation.settings import check_devices
+from moe_graph.foundation.settings import check_devices, torchair_numbers
 from moe_graph.re_routing.debug import Difference, compare_with_fallback, force_fallback
 from moe_graph.re_routing.functional import moe_re_routing, moe_un_routing
 from moe_graph.registration.register import register, unregister
@@ -38,6 +38,7 @@ __all__ = [
     "register",
     "set_product",
     "status",
+    "torchair_numbers",
     "unregister",
 ]
 

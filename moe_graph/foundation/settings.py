@@ -1,4 +1,4 @@
-"""When the fallbacks check values: always where an unchecked value would reach host memory, elsewhere on request."""
+"""The process-wide settings: does the fallback check count values on devices, too; what is told of torchair's lowering."""
 
 from __future__ import annotations
 
@@ -44,3 +44,39 @@ def check_devices(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _check_devices = before
+
+
+# ---- what torchair lowers to other numbers than PyTorch's (moe_graph.converters.known) ----
+
+_NUMBERS = "MOE_GRAPH_TORCHAIR_NUMBERS"
+_HOW = ("warn", "error", "silent")
+_numbers = os.environ.get(_NUMBERS, "warn")
+
+
+def torchair_numbers_are() -> str:
+    """What is done at lowering about a call that torchair lowers to other numbers: "warn", "error" or "silent".
+
+    Raises ValueError if the environment says anything else.
+    """
+    return _one_of(_numbers, _NUMBERS)
+
+
+@contextmanager
+def torchair_numbers(how: str) -> Iterator[None]:
+    """Inside the block a call that torchair is known to lower to other numbers than PyTorch's is told so: "warn" (a TorchairWarning, once
+    for an operator and line; the default), "error" (a TorchairError), or "silent". MOE_GRAPH_TORCHAIR_NUMBERS says it for a process.
+
+    Raises ValueError for anything else.
+    """
+    global _numbers
+    before, _numbers = _numbers, _one_of(how, "torchair_numbers")
+    try:
+        yield
+    finally:
+        _numbers = before
+
+
+def _one_of(how: str, name: str) -> str:
+    if how not in _HOW:
+        raise ValueError(f"{name} must be one of {', '.join(_HOW)}, got {how!r}")
+    return how

@@ -37,7 +37,8 @@ def test_as_many_agree_as_were_counted(walk):
 @pytest.mark.slow
 def test_what_fails_is_torchairs(walk):
     failing = {case["operator"] for case in walk if case["status"] == "failed"}
-    assert failing == set(known.TORCHAIR)
+    assert failing <= set(known.TORCHAIR) | set(known.FAULTY_CASES)
+    assert set(known.FAULTY_CASES) <= failing
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ EXAMPLES = int(os.environ.get("MOE_GRAPH_FUZZ", 0))
 # After "|" GE types of its lowering that the engine may lack a kernel for: it is drawn once all of them have one.
 # Not in it: amax, amin, all(dim), var(correction=...) and roll, which torchair declares and does not lower; index_select of a scalar,
 # which it lowers to a GatherV2 along an axis the scalar does not have; sort of a scalar, which it asks for its first size;
-# gelu(approximate="tanh"), which it lowers as without; an index that is a scalar, whose value Dynamo asks for;
+# gelu without approximate="tanh", which it lowers as with; an index that is a scalar, whose value Dynamo asks for;
 # == of two dtypes, which it refuses.
 _TABLE = """
 {n} + {n1}
@@ -53,7 +53,7 @@ torch.sigmoid({f})
 torch.tanh({f})
 torch.exp({f} * 0.125)
 torch.nn.functional.silu({f})
-torch.nn.functional.gelu({f})  | Gelu
+torch.nn.functional.gelu({f}, approximate='tanh')  | Gelu
 torch.nn.functional.leaky_relu({f}, 0.5)  | LeakyRelu
 torch.softmax({f}, {dim})
 torch.log_softmax({f}, {dim})  | LogSoftmaxV2

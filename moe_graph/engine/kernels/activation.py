@@ -83,14 +83,14 @@ def tanh_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
 
 @kernel("Gelu")
 def gelu(x: Tensor) -> Tensor:
-    """GE Gelu: x times the normal distribution's cumulative function at x (its definition's text; a device's kernel may approximate)."""
-    return functional.gelu(x)
+    """GE Gelu: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), the tangent's form (ops-nn, activation/gelu)."""
+    return functional.gelu(x, approximate="tanh")
 
 
 @kernel("GeluGrad")
 def gelu_grad(dy: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """GE GeluGrad: gradient of Gelu at x. The output y is not needed."""
-    return aten.gelu_backward(dy, x)
+    """GE GeluGrad: gradient of Gelu at x, of the tangent's form (ops-nn, activation/gelu_grad). The output y is not needed."""
+    return aten.gelu_backward(dy, x, approximate="tanh")
 
 
 @kernel("GeluV2")

@@ -122,6 +122,7 @@ class TorchNpuGraphBase:
             results = _apart_from(results, host_inputs)
         targets = list(assigned or [])
         targets += [None] * (len(results) - len(targets))
+        results = _read_before_written(results, targets)
         return [
             _hand_out(result, target, device, position)
             for position, (result, target) in enumerate(zip(results, targets))
@@ -173,6 +174,15 @@ def _apart_from(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
     return [
         result.clone() if result.numel() and result.untyped_storage().data_ptr() in taken else result
         for result in results
+    ]
+
+
+def _read_before_written(results: list[Tensor], targets: list[Tensor | None]) -> list[Tensor]:
+    """An output that is another one's target, handed through: it is what the input was before the run, as the graph says."""
+    written = {target.data_ptr(): position for position, target in enumerate(targets) if target is not None}
+    return [
+        result.clone() if written.get(result.data_ptr(), position) != position else result
+        for position, result in enumerate(results)
     ]
 
 

@@ -1,0 +1,314 @@
+"""What torchair lowers to other numbers than PyTorch's: the one list, and what is told of it while torchair lowers.
+
+Each entry was found by the walk over torch's operator samples (tests/opinfo_graph.py) or by torchair's declared cases, and holds for
+torchair as it is in torch_npu 2.13. `evidence` is the node that torchair writes and what its kernel computes, by the document named: the
+node itself, not the engine, has the other number. tests/simulated/test_graph_known.py evaluates each dumped node, and checks that the
+remedy helps.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_graph.foundation import settings
+
+Arguments = dict[str, Any]
+
+
+class TorchairWarning(UserWarning):
+    """torchair lowers a call to something else than PyTorch's operator. `entry` is the entry of the list."""
+
+    def __init__(self, message: str, entry: Known) -> None:
+        super().__init__(message)
+        self.entry = entry
+
+
+class TorchairError(RuntimeError):
+    """The same as an error, where MOE_GRAPH_TORCHAIR_NUMBERS=error or `moe_graph.torchair_numbers("error")` asks for it."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """One way in which torchair's lowering is another function than the operator.
+
+    operators  overloads, "aten.std.correction"      applies    does a call with these arguments (FX nodes for tensors) have it?
+    what       what comes out instead                remedy     how to write it so that it is right
+    document   of the kernel that is lowered to      evidence   the node, and what it computes by the document
+    """
+
+    operators: tuple[str, ...]
+    applies: Callable[[Arguments], bool]
+    what: str
+    remedy: str
+    document: str
+    evidence: str
+
+
+def value_of(argument: Any) -> Any:
+    """The fake tensor or number of an argument that is an FX node; anything else as it is."""
+    return argument.meta.get("val") if isinstance(argument, torch.fx.Node) else argument
+
+
+def _all_dimensions(arguments: Arguments) -> bool:
+    x = value_of(arguments["self"])
+    return not arguments["dim"] and isinstance(x, torch.Tensor) and x.dim() > 0
+
+
+def _other_scale(arguments: Arguments) -> bool:
+    """Is a scale given that is not the quotient of the sizes? PyTorch samples by the scale, GE's node has the sizes only."""
+    x, sizes = value_of(arguments["self"]), arguments["output_size"]
+    dims = {"scales": -1, "scales_d": -3, "scales_h": -2, "scales_w": -1}
+    scales = {dims[name]: scale for name, scale in arguments.items() if name in dims and scale is not None}
+    return any(not _divides(x.shape[dim], value_of(sizes[dim]), scale) for dim, scale in scales.items())
+
+
+def _divides(size: Any, out: Any, scale: float) -> bool:
+    """Is `scale` the quotient of the sizes? Of sizes that are symbolic: is it so whatever they are?"""
+    if isinstance(size, int) and isinstance(out, int):
+        return size * scale == out
+    return float(scale).is_integer()
+
+
+def _rank_is(rank: int, name: str = "self") -> Callable[[Arguments], bool]:
+    return lambda arguments: value_of(arguments[name]).dim() == rank
+
+
+def _leaves_gaps(arguments: Arguments) -> bool:
+    """Do size and stride need more memory than there are elements?"""
+    sizes, strides = arguments["size"], arguments["stride"]
+    if not all(isinstance(number, int) for number in (*sizes, *strides)):
+        return False
+    needed = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides))
+    return 0 not in sizes and needed > math.prod(sizes)
+
+
+def _rounded_number(arguments: Arguments) -> bool:
+    """Is the other operand a number that the tensor's half type does not hold?"""
+    x, number = value_of(arguments["self"]), arguments["other"]
+    if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return isinstance(number, float) and torch.tensor(number, dtype=x.dtype).item() != number
+
+
+def _reads_what_is_overwritten(arguments: Arguments) -> bool:
+    """Does this write into an input read another input that the graph has written before?"""
+    source, target = arguments["src"], arguments["self"]
+    if not isinstance(source, torch.fx.Node) or source.op != "placeholder" or source is target:
+        return False
+    return any(
+        user.target is torch.ops.aten.copy_.default and user.args[0] is source and user < arguments["node"]
+        for user in source.users
+    )
+
+
+def _always(arguments: Arguments) -> bool:
+    return True
+
+
+KNOWN = (
+    Known(
+        ("aten.std.correction",),
+        _all_dimensions,
+        "the deviation over all dimensions is taken from each element's own value as the mean",
+        "name the dimensions, x.std(tuple(range(x.dim()))), or flatten: x.flatten().std(0)",
+        "torchair's definition of ReduceMean (attribute noop_with_empty_axes, default true); ops-math, math/reduce_mean",
+        "ReduceMean(x, axes=[]) with noop_with_empty_axes left at true is x itself, which ReduceStdWithMean takes for the mean",
+    ),
+    Known(
+        ("aten._safe_softmax.default",),
+        _always,
+        "a row that is -inf throughout (masked whole) gives NaN where PyTorch gives 0",
+        "torch.softmax(x, dim).masked_fill(x.max(dim, keepdim=True).values == -torch.inf, 0)",
+        "ops-nn, activation/softmax_v2",
+        "SoftmaxV2(x): e^x over the sum of e^x, 0 / 0 in such a row",
+    ),
+    Known(
+        ("aten._fft_c2c.default",),
+        lambda arguments: not arguments["forward"],
+        "the inverse transform is computed as the forward one",
+        "ifft2(x) = fft2(x.conj()).conj() / n: write it so, with n the number of elements transformed",
+        "torchair's definitions of FFT and FFT2D",
+        "FFT or FFT2D, which have no direction: the converter does not read `forward`",
+    ),
+    Known(
+        ("aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default"),
+        _other_scale,
+        "rows and columns are picked by the quotient of the sizes, where PyTorch picks them by scale_factor",
+        "interpolate(..., size=...) or recompute_scale_factor=True, which is the same in eager",
+        "torchair's definition of ResizeNearestNeighborV2",
+        "ResizeNearestNeighborV2(x, size): it has no scales",
+    ),
+    Known(
+        ("aten.multinomial.default",),
+        lambda arguments: bool(arguments["replacement"]),
+        "numbers are drawn without replacement",
+        "draw n samples in a call each, or take the draw out of the graph",
+        "torchair's definition of MultinomialWithReplacement (attribute replacement, default false)",
+        "MultinomialWithReplacement(x, numsamples) with replacement left at false",
+    ),
+    Known(
+        ("aten._native_batch_norm_legit_functional.default", "aten._native_batch_norm_legit.default"),
+        lambda arguments: bool(arguments["training"]),
+        "in training the batch's and the running statistics are exchanged: the running ones become the batch's, the gradient is wrong",
+        "keep the norm out of the graph when it trains, torch.compiler.disable(norm); in eval() it is right",
+        "ops-nn, norm/batch_norm_v3",
+        "BatchNormV3 returns y, running_mean, running_var, save_mean, save_rstd; the converter hands them on as y, save_*, running_*",
+    ),
+    Known(
+        ("aten.native_batch_norm_backward.default",),
+        lambda arguments: bool(arguments["train"]),
+        "the saved 1 / sqrt(variance + eps) is taken for the variance: the gradient is wrong",
+        "keep the norm out of the graph when it trains, torch.compiler.disable(norm)",
+        "ops-nn, norm/batch_norm_grad_v3; torchair's definitions of BNTrainingUpdateGrad and BNTrainingReduceGrad",
+        "save_invstd is fed to an input of the kernel that is the batch's variance",
+    ),
+    Known(
+        ("aten.gelu.default", "aten.gelu_backward.default"),
+        lambda arguments: arguments["approximate"] == "none",
+        "it is computed by the tangent's form, up to 5e-4 from the error function's",
+        "0.5 * x * (1 + torch.erf(x / 2**0.5)); or approximate='tanh', if the model may be that",
+        "ops-nn, activation/gelu and activation/gelu_grad",
+        "Gelu, whose formula is the tangent's: the converter does not read `approximate`",
+    ),
+    Known(
+        ("aten.div.Tensor",),
+        _rounded_number,
+        "the number is rounded to the tensor's half type first, where PyTorch divides in float32 and rounds once",
+        "(x.float() / number).to(x.dtype), or divide by a number that the type holds",
+        "ops-math, math/real_div",
+        "RealDiv(x, c), c being a constant of the tensor's type",
+    ),
+    Known(
+        ("aten.native_dropout_backward.default",),
+        lambda arguments: value_of(arguments["mask"]).dtype == torch.bool,
+        "a mask of truth values is read as bits",
+        "grad * mask * scale",
+        "torchair's definition of DropOutDoMask: its mask is bits, in uint8",
+        "DropOutDoMask(grad, mask): only the mask of a dropout of the same graph is made of bits",
+    ),
+    Known(
+        ("aten.replication_pad1d.default",),
+        _rank_is(2),
+        "the graph is refused when it runs: four pairs of paddings for three dimensions",
+        "pad x[None] and take [0]",
+        "torchair's definition of PadV3",
+        "Unsqueeze and PadV3 with 8 paddings, made for a tensor [N, C, W]",
+    ),
+    Known(
+        ("aten.index_select.default", "aten.index_add.default"),
+        _rank_is(0),
+        "the graph is refused when it runs: the tensor has no dimension to index",
+        "x.reshape(1) before it, and reshape(()) after it",
+        "torchair's definitions of GatherV2 and Pack",
+        "GatherV2 of a scalar, Pack of nothing",
+    ),
+    Known(
+        ("aten.new_empty_strided.default",),
+        _leaves_gaps,
+        "the graph is refused when it runs: as much memory as there are elements does not hold them with these strides",
+        "new_empty(...) of the larger size, and a slice of it",
+        "torchair's definitions of Empty and AsStrided",
+        "AsStrided(Empty(size), size, stride)",
+    ),
+    Known(
+        ("aten.copy_.default",),
+        _reads_what_is_overwritten,
+        "an input is read after the graph has written into it: torchair's pass has removed the copy that was made of it before",
+        "config.experimental_config.remove_noop_ops = False",
+        "ops-math, conversion/assign",
+        "NetOutput(b, a), to be written into a and b, or Assign(a, b) and Assign(b, a): in the order in which they stand b keeps its value",
+    ),
+)
+_BY_OPERATOR = {operator: [k for k in KNOWN if operator in k.operators] for k in KNOWN for operator in k.operators}
+
+_lock = threading.Lock()
+_told: set[tuple[str, str]] = set()
+
+
+def forget() -> None:
+    """What has been told is told again."""
+    with _lock:
+        _told.clear()
+
+
+def tell(node: torch.fx.Node) -> None:
+    """Tell, if `node`, which torchair is about to lower to GE, is in the list: once for an operator and line of the program.
+
+    How is `settings.torchair_numbers`: a TorchairWarning, a TorchairError, or nothing.
+    """
+    how = settings.torchair_numbers_are()
+    entries = _BY_OPERATOR.get(str(node.target)) if how != "silent" else None
+    for entry in entries or ():
+        if not entry.applies(_arguments(node)):
+            continue
+        line = _line(node)
+        message = (
+            f"torchair lowers {node.target} to other numbers than PyTorch's{f' ({line})' if line else ''}: {entry.what}. "
+            f"Remedy: {entry.remedy}. (MOE_GRAPH_TORCHAIR_NUMBERS=error or silent)"
+        )
+        if how == "error":
+            raise TorchairError(message)
+        with _lock:
+            seen = (str(node.target), line) in _told
+            _told.add((str(node.target), line))
+        if not seen:
+            warnings.warn(TorchairWarning(message, entry), stacklevel=2)
+
+
+def _arguments(node: torch.fx.Node) -> Arguments:
+    """The call's arguments by the schema's names, with its defaults, and the node itself as `node`."""
+    given: Arguments = {"node": node}
+    for position, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        default = parameter.default_value if parameter.has_default_value() else None
+        given[parameter.name] = (
+            node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)
+        )
+    return given
+
+
+def _line(node: torch.fx.Node) -> str:
+    """Where in the user's program the call stands: 'file, line N, in function: code'."""
+    frames = re.findall(r'File "(.*?)", line (\d+), in (\S+)\n\s*(.*)', node.stack_trace or "")
+    return '"{}", line {}, in {}: {}'.format(*frames[-1]) if frames else ""
+
+
+# ---- where torchair lowers ----
+
+
+def install_if_loaded() -> None:
+    """Look at each node that torchair lowers to GE, if torchair is loaded. Idempotent."""
+    lowering = _lowering()
+    if lowering is None or hasattr(lowering.run_node, "_original"):
+        return
+    original = lowering.run_node
+
+    @functools.wraps(original)
+    def run_node(self: Any, node: torch.fx.Node) -> Any:
+        if type(self._graph).__name__ == "GeConcreteGraph":  # other modes run the operators as they are
+            tell(node)
+        return original(self, node)
+
+    run_node._original = original  # type: ignore[attr-defined]
+    lowering.run_node = run_node
+
+
+def uninstall() -> None:
+    """Undo `install_if_loaded`."""
+    lowering = _lowering()
+    if lowering is not None and hasattr(lowering.run_node, "_original"):
+        lowering.run_node = lowering.run_node._original
+
+
+def _lowering() -> Any:
+    """torchair's interpreter of FX graphs, if it is there already."""
+    return getattr(sys.modules.get("torchair.npu_fx_compiler"), "_NpuGraphConverter", None)

@@ -1,0 +1,324 @@
+"""What torchair lowers to other numbers: each entry is told, its node has the number by its document, and its remedy is right.
+
+`evidence` computes the number of the node that torchair writes, from the document alone, with NumPy or the plain formula.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+import torch
+import torchair
+
+import moe_graph
+from moe_graph.converters import known
+from moe_graph.engine import KernelError
+from moe_graph.foundation import settings
+
+F = torch.nn.functional
+MASKED = torch.tensor([[0.5, 1.0, 2.0], [-torch.inf] * 3])
+
+
+@dataclass
+class Example:
+    """A call that an entry is about.
+
+    `alone` is what the lowered node computes by its document; `remedy` the call as it should be written.
+    """
+
+    operator: str
+    call: Callable
+    arguments: tuple[Any, ...]
+    node: str
+    alone: Callable
+    remedy: Callable
+    remedy_is: Callable | None = None  # what the remedy must give, if not what the call gives in eager
+
+
+def swap(a, b):
+    t = a.clone()
+    a.copy_(b)
+    b.copy_(t)
+    return None
+
+
+def deviation_from_itself(x):
+    """ReduceStdWithMean with each element as its own mean."""
+    return np.sqrt(((x - x) ** 2).sum() / (x.size - 1))
+
+
+def softmax_by_its_formula(x):
+    with np.errstate(invalid="ignore"):
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+def nearest_by_sizes(x):
+    """ResizeNearestNeighborV2 to floor(0.6 * size): row i is taken from floor(i * in / out)."""
+    h, w = (int(np.floor(size * 0.6)) for size in x.shape[-2:])
+    rows, columns = (np.arange(out) * size // out for size, out in zip(x.shape[-2:], (h, w)))
+    return x[..., rows[:, None], columns]
+
+
+def gelu_by_its_formula(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def quotient_by_a_rounded_number(x):
+    """RealDiv of bfloat16 by 0.7 as a bfloat16, 0.69921875; NumPy has no bfloat16, so x are numbers that float32 divides exactly enough."""
+    return torch.tensor(x / np.float32(0.69921875)).bfloat16().float().numpy()
+
+
+def rounded_quotient(x):
+    return (x.bfloat16() / 0.7).float()
+
+
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+EXAMPLES = [
+    Example(
+        "aten.std.correction",
+        lambda x: x.std(),
+        (X,),
+        "ReduceStdWithMean",
+        deviation_from_itself,
+        lambda x: x.flatten().std(0),
+    ),
+    Example(
+        "aten._safe_softmax.default",
+        lambda x: torch.ops.aten._safe_softmax(x, -1),
+        (MASKED,),
+        "SoftmaxV2",
+        softmax_by_its_formula,
+        lambda x: torch.softmax(x, -1).masked_fill(x.max(-1, keepdim=True).values == -torch.inf, 0),
+    ),
+    Example(
+        "aten._fft_c2c.default",
+        lambda x: torch.view_as_real(torch.fft.ifft2(x)),
+        (X,),
+        "FFT2D",
+        lambda x: np.stack([(f := np.fft.fft2(x) / 16).real, f.imag], -1),
+        lambda x: (torch.view_as_real(torch.fft.fft2(x)) / 16) * torch.tensor([1.0, -1.0], device=x.device),
+    ),
+    Example(
+        "aten.upsample_nearest2d.default",
+        lambda x: F.interpolate(x, scale_factor=0.6),
+        (torch.arange(2 * 3 * 8 * 8.0).reshape(2, 3, 8, 8),),
+        "ResizeNearestNeighborV2",
+        nearest_by_sizes,
+        lambda x: F.interpolate(x, size=(4, 4)),
+        lambda x: F.interpolate(x, size=(4, 4)),
+    ),
+    Example(
+        "aten.gelu.default",
+        lambda x: F.gelu(x),
+        (X * 3,),
+        "Gelu",
+        gelu_by_its_formula,
+        lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
+    ),
+    Example(
+        "aten.div.Tensor",
+        rounded_quotient,
+        (torch.arange(1.0, 65.0),),
+        "RealDiv",
+        quotient_by_a_rounded_number,
+        lambda x: (x.bfloat16().float() / 0.7).bfloat16().float(),
+    ),
+]
+REFUSED = {
+    "aten.replication_pad1d.default": (
+        lambda x: F.pad(x, (1, 1), mode="replicate"),
+        lambda x: F.pad(x[None], (1, 1), mode="replicate")[0],
+        (X[0, 0],),
+    ),
+    "aten.index_select.default": (
+        lambda x, i: x.index_select(0, i),
+        lambda x, i: x.reshape(1).index_select(0, i).reshape(()),
+        (torch.tensor(2.0), torch.tensor([0])),
+    ),
+    "aten.index_add.default": (
+        lambda x, i: x.index_add(0, i, x.reshape(1)),
+        lambda x, i: x.reshape(1).index_add(0, i, x.reshape(1)).reshape(()),
+        (torch.tensor(2.0), torch.tensor([0])),
+    ),
+    "aten.new_empty_strided.default": (
+        lambda x: x.new_empty_strided((2, 3), (7, 1)).zero_(),
+        lambda x: x.new_empty(2, 7)[:, :3].zero_(),
+        (X,),
+    ),
+}
+
+
+def compiled(function, **options):
+    torch._dynamo.reset()
+    known.forget()
+    config = torchair.CompilerConfig()
+    for name, value in options.items():
+        setattr(config.experimental_config, name, value)
+    backend = torchair.get_npu_backend(compiler_config=config)
+    return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+
+
+def run(function, *arguments, **options):
+    """The result on the CPU, and what was told."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        result = compiled(function, **options)(*(x.clone().npu() for x in arguments))
+    told = [str(w.message) for w in seen if issubclass(w.category, known.TorchairWarning)]
+    return result.cpu() if isinstance(result, torch.Tensor) else result, told
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.operator)
+def test_the_call_is_told_and_its_node_has_the_number(example, lowered):
+    wanted = example.call(*example.arguments)
+    got, told = run(example.call, *example.arguments)
+    (message,) = told
+    assert example.operator in message and "test_graph_known.py" in message and "Remedy: " in message
+    assert example.node in lowered[-1].node_types
+    assert not torch.allclose(got, wanted, rtol=0, atol=2e-4)  # the number is another
+    alone = torch.as_tensor(example.alone(*(x.numpy() for x in example.arguments)), dtype=got.dtype)
+    torch.testing.assert_close(got, alone, equal_nan=True)  # and it is the node's, by its document
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.operator)
+def test_the_remedy_is_right_and_nothing_is_told(example):
+    got, told = run(example.remedy, *example.arguments)
+    wanted = (example.remedy_is or example.call)(*example.arguments)
+    torch.testing.assert_close(got, wanted)
+    assert not told
+
+
+@pytest.mark.parametrize("operator", REFUSED)
+def test_a_graph_that_cannot_run_is_told_and_its_remedy_runs(operator):
+    call, remedy, arguments = REFUSED[operator]
+    with pytest.warns(known.TorchairWarning, match=f"{operator}.*refused when it runs"), pytest.raises(KernelError):
+        compiled(call)(*(x.npu() for x in arguments))
+    got, told = run(remedy, *arguments)
+    torch.testing.assert_close(got, remedy(*arguments))
+    assert not told
+
+
+def test_dropout_trains_and_a_mask_of_truth_values_is_told():
+    x = torch.ones(4, 16).npu().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        y = compiled(lambda x: F.dropout(x, 0.5))(x)
+        y.sum().backward()
+    assert torch.equal(x.grad, y) and set(y.unique().tolist()) == {0, 2}
+    mask = torch.tensor([True, False] * 32).reshape(4, 16)
+    got, told = run(lambda g, m: torch.ops.aten.native_dropout_backward(g, m, 2.0), torch.ones(4, 16), mask)
+    assert len(told) == 1 and not torch.equal(got, mask * 2.0)
+    got, told = run(lambda g, m: g * m * 2.0, torch.ones(4, 16), mask)
+    assert not told and torch.equal(got, mask * 2.0)
+
+
+def test_a_swap_is_told_and_right():
+    """The copy between the two writes is gone: of the graph, which is values, the result is right, of its memory it is not."""
+    a, b = torch.zeros(3).npu(), torch.ones(3).npu()
+    with pytest.warns(known.TorchairWarning, match="copy_.*remove_noop_ops"):
+        compiled(swap)(a, b)
+    assert a.tolist() == [1, 1, 1] and b.tolist() == [0, 0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        compiled(swap, remove_noop_ops=False)(a, b)
+    assert a.tolist() == [0, 0, 0] and b.tolist() == [1, 1, 1]
+
+
+def test_multinomial_draws_without_replacement(lowered):
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    for _ in range(3):
+        got, told = run(lambda x: torch.multinomial(x, 4, replacement=True), weights)
+        assert sorted(got.tolist()) == [0, 1, 2, 3] and len(told) == 1  # with replacement: one time in ten
+    assert "MultinomialWithReplacement" in lowered[-1].node_types
+    _, told = run(lambda x: torch.multinomial(x, 4, replacement=False), weights)
+    assert not told
+
+
+def test_batch_norm_in_training_exchanges_its_statistics(lowered):
+    norm, x = torch.nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    on_device = torch.nn.BatchNorm2d(3).npu()
+    wanted = norm(x)
+    with pytest.warns(known.TorchairWarning, match="batch_norm.*exchanged"):
+        got = compiled(on_device)(x.npu())
+    torch.testing.assert_close(got.cpu(), wanted)
+    mean = torch.tensor(x.numpy().mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_mean, 0.1 * mean)
+    torch.testing.assert_close(
+        on_device.running_mean.cpu(), mean
+    )  # BatchNormV3's save_mean, where PyTorch has its running_mean
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        got = compiled(norm.eval().npu())(x.npu())
+    torch.testing.assert_close(got.cpu(), norm.cpu()(x))
+
+
+# ---- how it is told ----
+
+
+def test_it_is_told_once_for_a_line():
+    with pytest.warns(known.TorchairWarning) as seen:
+        compiled(lambda x: x.std() + x.std())(X.npu())
+    assert len([w for w in seen if w.category is known.TorchairWarning]) == 1
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch._dynamo.reset()
+        torch.compile(lambda x: x.std(), backend=torchair.get_npu_backend(), fullgraph=True)(X.npu())  # another line
+    assert len([w for w in seen if w.category is known.TorchairWarning]) == 1
+
+
+def test_a_switch_makes_it_an_error_and_one_silences_it():
+    with (
+        moe_graph.torchair_numbers("error"),
+        pytest.raises(Exception, match="torchair lowers aten.std.correction") as error,
+    ):
+        compiled(lambda x: x.std())(X.npu())
+    assert "TorchairError" in str(error.value)
+    with moe_graph.torchair_numbers("silent"):
+        assert run(lambda x: x.std(), X)[1] == []
+    with (
+        pytest.raises(ValueError, match="must be one of warn, error, silent, got 'loud'"),
+        moe_graph.torchair_numbers("loud"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("how", ["warn", "error", "silent", "loud"])
+def test_the_environment_is_a_switch(how, monkeypatch):
+    monkeypatch.setenv("MOE_GRAPH_TORCHAIR_NUMBERS", how)
+    try:
+        importlib.reload(settings)
+        if how == "loud":
+            with pytest.raises(
+                ValueError, match="MOE_GRAPH_TORCHAIR_NUMBERS must be one of warn, error, silent, got 'loud'"
+            ):
+                settings.torchair_numbers_are()
+        else:
+            assert settings.torchair_numbers_are() == how
+    finally:
+        monkeypatch.undo()
+        importlib.reload(settings)
+
+
+def test_unregister_leaves_torchair_as_it_was():
+    from torchair.npu_fx_compiler import _NpuGraphConverter
+
+    assert hasattr(_NpuGraphConverter.run_node, "_original")
+    moe_graph.unregister()
+    try:
+        assert not hasattr(_NpuGraphConverter.run_node, "_original")
+        assert run(lambda x: x.std(), X)[1] == []
+    finally:
+        moe_graph.register()
+    assert len(run(lambda x: x.std(), X)[1]) == 1
+
+
+def test_every_entry_names_operators_of_torch():
+    for entry in known.KNOWN:
+        for operator in entry.operators:
+            _, packet, overload = operator.split(".")
+            assert getattr(getattr(torch.ops.aten, packet), overload)
+        assert entry.document and entry.evidence and entry.remedy
