@@ -12,6 +12,9 @@ class Case:
     """A layer on a number of ranks; 12 experts divide among 1 to 4 of them.
 
     batches: BS of each rank, repeated    mask: 0 none, 1 of tokens, 2 of tokens and experts
+    special: zero, copy and constant experts    wide_alpha: the constants' alphas for each element
+    comm_quant_mode: of the combine    packed: the tokens are int32    timed: with performance_info
+    lost: the rank that takes no part any more
     """
 
     name: str
@@ -28,6 +31,12 @@ class Case:
     skewed: bool = False
     expert_token_nums_type: int = 1
     dtype: torch.dtype = torch.bfloat16
+    special: tuple[int, int, int] = (0, 0, 0)
+    wide_alpha: bool = False
+    comm_quant_mode: int = 0
+    packed: bool = False
+    timed: bool = False
+    lost: int | None = None
 
     def batch(self, rank: int) -> int:
         return self.batches[rank % len(self.batches)]
@@ -38,6 +47,9 @@ class Case:
             "shared_expert_num": self.shared,
             "shared_expert_rank_num": self.shared_ranks,
             "global_bs": max(self.batches) * size if differ else 0,
+            "zero_expert_num": self.special[0],
+            "copy_expert_num": self.special[1],
+            "const_expert_num": self.special[2],
         }
 
 
@@ -52,11 +64,19 @@ CASES = [
     Case("int8", quant_mode=2),
     Case("int8 with scales of experts", quant_mode=2, with_scales=True, dtype=torch.float16),
     Case("no shared expert", shared=0),
+    Case("zero and copy experts", k=4, special=(2, 3, 0)),
+    Case("every special expert, some left out", k=6, special=(1, 4, 5), mask=2, dtype=torch.float16),
+    Case("constants for each element", k=5, special=(0, 0, 6), wide_alpha=True),
+    Case("combined as int8", comm_quant_mode=2, hidden=11),
+    Case("packed int4", packed=True),
+    Case("timed", timed=True),
 ]
 SHARED = [
     Case("one shared expert on one rank", shared_ranks=1),
     Case("shared and left out", shared_ranks=1, mask=2),
     Case("shared and int8 with scales", shared_ranks=1, quant_mode=2, with_scales=True),
+    Case("shared and special", shared_ranks=1, k=4, special=(2, 3, 2)),
+    Case("without rank 0", lost=0),
 ]
 SHARED_COPIES = [
     Case("one shared expert on two ranks", shared_ranks=2),
@@ -81,15 +101,16 @@ class Inputs:
 def inputs(case: Case, rank: int) -> Inputs:
     generator = torch.Generator().manual_seed(rank)
     batch = case.batch(rank)
-    order = torch.rand(batch, case.experts, generator=generator).argsort(1)
+    order = torch.rand(batch, case.experts + sum(case.special), generator=generator).argsort(1)
     ids = torch.arange(case.k).expand(batch, case.k) if case.skewed else order[:, : case.k]
     mask = None
     if case.mask == 1:
         mask = torch.arange(batch) < batch // 2 + rank
     elif case.mask == 2:
         mask = torch.rand(batch, case.k, generator=generator) < 0.5
+    x = torch.randn(batch, case.hidden, generator=generator).to(case.dtype)
     return Inputs(
-        torch.randn(batch, case.hidden, generator=generator).to(case.dtype),
+        torch.randint(-9999, 9999, x.shape, generator=generator, dtype=torch.int32) if case.packed else x,
         ids.int().contiguous(),
         torch.rand(batch, case.k, generator=generator),
         mask,
@@ -101,6 +122,27 @@ def scales(case: Case) -> torch.Tensor | None:
         return None
     rows = case.experts + (case.shared if case.shared_ranks else 0)
     return torch.rand(rows, case.hidden, generator=torch.Generator().manual_seed(99)) + 0.5
+
+
+def constants(case: Case) -> dict[str, torch.Tensor]:
+    """What the constant experts compute with."""
+    generator, count = torch.Generator().manual_seed(5), case.special[2]
+    if not count:
+        return {}
+    alpha = (count, case.hidden) if case.wide_alpha else (count,)
+    shapes = {"const_expert_alpha_1": alpha, "const_expert_alpha_2": alpha, "const_expert_v": (count, case.hidden)}
+    return {name: torch.randn(shape, generator=generator).to(case.dtype) for name, shape in shapes.items()}
+
+
+def of_special(case: Case, token: torch.Tensor, expert: int) -> torch.Tensor:
+    """The result of special expert `expert`, counted from the first, for one token [H], float64."""
+    zeros, copies, _ = case.special
+    if expert < zeros:
+        return torch.zeros(case.hidden, dtype=torch.float64)
+    if expert < zeros + copies:
+        return token.double()
+    alpha_1, alpha_2, v = (tensor[expert - zeros - copies].double() for tensor in constants(case).values())
+    return alpha_1 * token.double() + alpha_2 * v
 
 
 def expert_matrices(case: Case) -> torch.Tensor:
@@ -154,7 +196,10 @@ def dense(case: Case, rank: int, function) -> torch.Tensor:
     for token in range(case.batch(rank)):
         places = [place for place in range(case.k) if is_active(own, token, place)]
         for place in places:
-            y[token] += own.weights[token, place].double() * function(own.x[token], shared + int(own.ids[token, place]))
+            expert, x = int(own.ids[token, place]), own.x[token]
+            special = expert >= case.experts
+            result = of_special(case, x, expert - case.experts) if special else function(x, shared + expert)
+            y[token] += own.weights[token, place].double() * result
         for expert in range(shared if places else 0):
             y[token] += function(own.x[token], expert)
     return y

@@ -1,4 +1,4 @@
-"""npu_moe_distribute_dispatch_v2 and combine_v2 between processes with a simulated device each, the group by HCCL's name."""
+"""The distributing operators between processes with a simulated device each, eager and in graphs, the group by HCCL's name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 WORKER = Path(__file__).parents[1] / "family" / "distribute_worker.py"
 
 
-@pytest.mark.slow
-def test_ranks_equal_a_dense_layer(tmp_path):
+def run_ranks(tmp_path, *what):
     size, processes = 2, []
     for rank in range(size):
         environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
@@ -23,7 +22,7 @@ def test_ranks_equal_a_dense_layer(tmp_path):
         with open(tmp_path / f"{rank}.log", "w") as log:
             processes.append(
                 subprocess.Popen(
-                    [*command, "npu", str(tmp_path / "rendezvous"), str(tmp_path)],
+                    [*command, "npu", str(tmp_path / "rendezvous"), str(tmp_path), *what],
                     env=environment,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -39,3 +38,14 @@ def test_ranks_equal_a_dense_layer(tmp_path):
         results = json.loads((tmp_path / f"{rank}.json").read_text())
         failed = [f"{case}\n{text}" for case, text in results.items() if text != "ok"]
         assert results and not failed, "\n".join(failed)
+
+
+@pytest.mark.slow
+def test_ranks_equal_a_dense_layer(tmp_path):
+    run_ranks(tmp_path)
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_graphs_of_ranks_equal_a_dense_layer(tmp_path, step):
+    """MoeDistributeDispatchV2 and MoeDistributeCombineV2 find the group by its name, and give what the eager operators give."""
+    run_ranks(tmp_path, "graph", str(step))

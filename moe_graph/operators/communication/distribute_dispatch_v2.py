@@ -1,17 +1,18 @@
 """`npu_moe_distribute_dispatch_v2(x, expert_ids, ...)`: each token to the ranks of its experts, in expert order there. By AlltoAlls.
 
-    x [BS, H], expert_ids [BS, K] ->
+    x [BS, H] float16 or bfloat16, or int32: 8 packed int4 values, moved as they are with their scales [BS]; expert_ids [BS, K] ->
     expand_x [A, H]        tokens received: by expert, then source rank, then order of sending; int8 with quant_mode 2
-    dynamic_scales [A]     their scales, max |x * scales[expert]| / 127, with quant_mode 2
-    assist_info [A * 128]  source rank, token and place among its experts of each row, three numbers after another
+    dynamic_scales [A]     their scales: max |x * scales[expert]| / 127 with quant_mode 2, the given ones of int32 x
+    assist_info [A * 128]  source rank (among those left), token and place among its experts of each row, three numbers after another
     expert_token_nums      tokens of each local expert (type 1) or their running sum (type 0)
     ep_recv_counts         running sum of the rows by expert, then source rank
     tp_recv_counts         rows received, if tp_world_size is 1
     expand_scales [A]      expert_scales of each row, if given (Atlas A2)
 
-Symbols and sources: `moe_graph.operators.communication.distribute`. The rows beyond the tokens received are 0 here and not written on a
-device. The fallback is eager only; the sizes of the AlltoAlls are needed on the host, which synchronizes with a device once. Not
-served: tensor parallelism, elastic groups, zero, copy and constant experts, quantizations other than 0 and 2.
+Symbols and sources: `moe_graph.operators.communication.distribute`, with the special experts, which receive no rows, and elastic_info.
+The rows beyond the tokens received are 0 here and not written on a device. performance_info [R] is increased by the microseconds waited
+for each rank. The sizes of the AlltoAlls are needed on the host, which synchronizes with a device once. Not served: quantizations other
+than 0 and 2, and what the operator's page excludes, tensor parallelism.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moe_graph.foundation import product
+from moe_graph.operators import dtypes
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.communication import distribute, expert_group
 from moe_graph.operators.communication.distribute import Layout
 from moe_graph.operators.declaration import declare
+from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization.int8 import dynamic_int8
 
 _check = Checks("npu_moe_distribute_dispatch_v2")
@@ -59,28 +63,23 @@ class Options(NamedTuple):
     x_dtype: int | None = None
     scales_dtype: int | None = None
 
-
-_UNSERVED = (
-    "elastic_info",
-    "performance_info",
-    "zero_expert_num",
-    "copy_expert_num",
-    "const_expert_num",
-    "y_dtype",
-    "x_dtype",
-    "scales_dtype",
-)
+    @property
+    def special(self) -> tuple[int, int, int]:
+        """The numbers of experts that receive no rows."""
+        return self.zero_expert_num, self.copy_expert_num, self.const_expert_num
 
 
 def _check_arguments(
     x: Tensor, expert_ids: Tensor, group_ep: str, ranks: int, rank: int, experts: int, options: Options
 ) -> Layout:
     _check.rank("x", x, (2,), "[BS, H]")
-    _check.dtype("x", x, distribute.FLOATS)
+    _check.dtype("x", x, (*distribute.FLOATS, torch.int32))
     layout = distribute.check_layout(
-        _check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num
+        _check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num, options.special
     )
-    distribute.check_unserved(_check, {name: getattr(options, name) for name in _UNSERVED})
+    for name in ("x_dtype", "scales_dtype"):
+        if getattr(options, name) is not None:
+            _check.refuse(name, "None (its types have no fallback)", dtypes.name(getattr(options, name)))
     distribute.check_common(
         _check,
         expert_ids,
@@ -91,21 +90,28 @@ def _check_arguments(
         expert_shard_type=options.expert_shard_type,
         global_bs=options.global_bs,
         comm_alg=options.comm_alg,
+        elastic_info=options.elastic_info,
+        performance_info=options.performance_info,
     )
     _check.device("expert_ids", expert_ids, "x", x)
     _check.size(expert_ids.shape[0] == x.shape[0], "expert_ids", f"of BS = {x.shape[0]}, x's first size", expert_ids)
     if options.global_bs:
         largest = options.global_bs // layout.ranks
         _check.size(x.shape[0] <= largest, "x", f"of BS <= {largest}, global_bs of each rank", x)
-    _check.value("quant_mode", options.quant_mode, (NO_QUANTIZATION, DYNAMIC))
+    packed = x.dtype == torch.int32
+    _check.value("quant_mode", options.quant_mode, (NO_QUANTIZATION,) if packed else (NO_QUANTIZATION, DYNAMIC))
+    if options.y_dtype is not None and dtypes.from_number(options.y_dtype) != _y_dtype(x, options):
+        _check.refuse("y_dtype", f"None or {_y_dtype(x, options)}", dtypes.name(options.y_dtype))
     _check.value("expert_token_nums_type", options.expert_token_nums_type, (0, 1))
+    if packed and options.scales is None:
+        _check.refuse("scales", "given with x of int32", None)
     if options.scales is not None:
-        if options.quant_mode != DYNAMIC:
+        if options.quant_mode != DYNAMIC and not packed:
             _check.refuse("scales", "None with quant_mode 0", f"shape {tuple(options.scales.shape)}")
-        shape = (layout.shared + layout.experts, x.shape[1])
+        shape = (x.shape[0],) if packed else (layout.shared + layout.experts, x.shape[1])
         _check.dtype("scales", options.scales, (torch.float32,))
         _check.device("scales", options.scales, "x", x)
-        _check.rank("scales", options.scales, (2,), "[experts, shared ones first, H]")
+        _check.rank("scales", options.scales, (len(shape),), "[BS]" if packed else "[experts, shared ones first, H]")
         for size, expected in zip(options.scales.shape, shape):
             _check.size(size == expected, "scales", f"of shape {tuple(shape)}", options.scales)
     if options.expert_scales is not None:
@@ -117,17 +123,22 @@ def _check_arguments(
     return layout
 
 
+def _y_dtype(x: Tensor, options: Options) -> torch.dtype:
+    return torch.int8 if options.quant_mode == DYNAMIC else x.dtype
+
+
 def _empty_outputs(x: Tensor, expert_ids: Tensor, layout: Layout, options: Options, make: Any) -> tuple[Tensor, ...]:
     """The outputs, made by `make(shape, dtype=)`, of the shapes of torch_npu's fake implementation."""
     (tokens, hidden), k = x.shape, expert_ids.shape[1]
-    rows, local = layout.max_rows(tokens, options.global_bs, k), layout.slots_of(layout.rank)
+    elastic = options.elastic_info is not None
+    rows, local = layout.max_rows(tokens, options.global_bs, k, elastic), layout.max_slots(elastic)
     assist = max(tokens * k, rows * ASSIST_WIDTH)
     counts = layout.ranks * local
     weights = 0 if options.expert_scales is None else rows
-    if options.expert_scales is not None:
+    if options.expert_scales is not None and product.current_product().name != "950":
         counts += (options.global_bs or tokens * layout.ranks) * 2 * k * (layout.ranks // _SERVER_RANKS)
     return (
-        make((rows, hidden), dtype=torch.int8 if options.quant_mode == DYNAMIC else x.dtype),
+        make((rows, hidden), dtype=_y_dtype(x, options)),
         make((rows,), dtype=torch.float32),
         make((assist,), dtype=torch.int32),
         make((local,), dtype=torch.int64),
@@ -166,18 +177,20 @@ def dispatch(
     Raises ValueError on arguments that the documents exclude or that are not served, and what torch.distributed raises.
     """
     options = Options(**keywords)
-    layout = _check_arguments(x, expert_ids, group_ep, ep_world_size, ep_rank_id, moe_expert_num, options)
+    whole = _check_arguments(x, expert_ids, group_ep, ep_world_size, ep_rank_id, moe_expert_num, options)
+    layout = distribute.scaled_down(_check, whole, options.elastic_info)
     distribute.check_routing_values(_check, expert_ids, options.x_active_mask, layout)
     group = expert_group.find(_check, "group_ep", group_ep, ep_world_size, ep_rank_id)
-    local = layout.slots_of(ep_rank_id)
+    peers = expert_group.Peers(group, layout.members, options.performance_info)
+    local = layout.slots_of(layout.rank)
 
     route = layout.route(expert_ids, options.x_active_mask)
-    received = expert_group.exchange(route.sizes, layout.slots_by_rank, [local] * ep_world_size, group)
-    counts = received.view(ep_world_size, local)  # [source rank, local expert]
+    received = peers.exchange(route.sizes, layout.slots_by_rank, [local] * layout.ranks)
+    counts = received.view(layout.ranks, local)  # [source rank, local expert]
     send = [int(part.sum()) for part in route.sizes.cpu().split(layout.slots_by_rank)]
     receive = counts.sum(1).tolist()
 
-    outputs = _empty_outputs(x, expert_ids, layout, options, x.new_zeros)
+    outputs = _empty_outputs(x, expert_ids, whole, options, x.new_zeros)
     expand_x, dynamic_scales, assist_info, expert_token_nums, ep_recv_counts, tp_recv_counts, expand_scales = outputs
     total = sum(receive)
     if total > len(expand_x):
@@ -189,23 +202,23 @@ def dispatch(
     token, column = place // columns, place % columns
     rows, scales = _rows(x, token, column, expert_ids, layout, options)
     routed, routed_scales, index, _ = torch.ops.npu.npu_moe_re_routing(
-        expert_group.exchange(rows, send, receive, group),
+        peers.exchange(rows, send, receive),
         counts,
-        per_token_scales=None if scales is None else expert_group.exchange(scales, send, receive, group),
+        per_token_scales=None if scales is None else peers.exchange(scales, send, receive),
     )
     expand_x[:total] = routed
     if scales is not None:
         dynamic_scales[:total] = routed_scales
-    assist = torch.stack((torch.full_like(token, ep_rank_id), token, column), 1).to(torch.int32)
-    moved = expert_group.exchange(assist, send, receive, group).index_select(0, index)
+    assist = torch.stack((torch.full_like(token, layout.rank), token, column), 1).to(torch.int32)
+    moved = peers.exchange(assist, send, receive).index_select(0, index)
     assist_info[: total * _ASSISTED] = moved.flatten()
     if options.expert_scales is not None:
         weight = torch.nn.functional.pad(options.expert_scales, (0, layout.shared), value=1.0).flatten()
-        moved = expert_group.exchange(weight.index_select(0, place), send, receive, group)
+        moved = peers.exchange(weight.index_select(0, place), send, receive)
         expand_scales[:total] = moved.index_select(0, index)
     of_expert = counts.sum(0)
-    expert_token_nums.copy_(of_expert if options.expert_token_nums_type else of_expert.cumsum(0))
-    ep_recv_counts[: ep_world_size * local] = counts.t().flatten().cumsum(0)
+    expert_token_nums[:local] = of_expert if options.expert_token_nums_type else of_expert.cumsum(0)
+    ep_recv_counts[: layout.ranks * local] = counts.t().flatten().cumsum(0)
     tp_recv_counts.fill_(total)
     return outputs
 
@@ -215,7 +228,8 @@ def _rows(
 ) -> tuple[Tensor, Tensor | None]:
     """The rows to send and, quantized, the scale of each."""
     if options.quant_mode == NO_QUANTIZATION:
-        return x.index_select(0, token), None
+        given = options.scales
+        return x.index_select(0, token), None if given is None else given.index_select(0, token)
     if options.scales is None:  # the same for all experts: quantized once
         values, scale = dynamic_int8(x.float())
         return values.index_select(0, token), scale.squeeze(1).index_select(0, token)
@@ -224,6 +238,64 @@ def _rows(
     factors = options.scales.index_select(0, torch.where(column < k, expert, column - k))
     values, scale = dynamic_int8(x.index_select(0, token).float() * factors)
     return values, scale.squeeze(1)
+
+
+def _ge_moe_distribute_dispatch_v2(
+    x: Tensor,
+    expert_ids: Tensor,
+    scales: Tensor | None = None,
+    x_active_mask: Tensor | None = None,
+    expert_scales: Tensor | None = None,
+    elastic_info: Tensor | None = None,
+    performance_info: Tensor | None = None,
+    *,
+    group_ep: str,
+    ep_world_size: int,
+    ep_rank_id: int,
+    moe_expert_num: int,
+    group_tp: str = "",
+    tp_world_size: int = 0,
+    tp_rank_id: int = 0,
+    expert_shard_type: int = 0,
+    shared_expert_num: int = 1,
+    shared_expert_rank_num: int = 0,
+    quant_mode: int = 0,
+    global_bs: int = 0,
+    expert_token_nums_type: int = 1,
+    comm_alg: str = "",
+    zero_expert_num: int = 0,
+    copy_expert_num: int = 0,
+    const_expert_num: int = 0,
+    y_dtype: GeType = 0,  # type: ignore[assignment]
+) -> tuple[Tensor, ...]:
+    """GE MoeDistributeDispatchV2: npu_moe_distribute_dispatch_v2 over the group that group_ep names, in this process."""
+    return dispatch(
+        x,
+        expert_ids,
+        group_ep,
+        ep_world_size,
+        ep_rank_id,
+        moe_expert_num,
+        scales=scales,
+        x_active_mask=x_active_mask,
+        expert_scales=expert_scales,
+        elastic_info=elastic_info,
+        performance_info=performance_info,
+        group_tp=group_tp,
+        tp_world_size=tp_world_size,
+        tp_rank_id=tp_rank_id,
+        expert_shard_type=expert_shard_type,
+        shared_expert_num=shared_expert_num,
+        shared_expert_rank_num=shared_expert_rank_num,
+        quant_mode=quant_mode,
+        global_bs=global_bs,
+        expert_token_nums_type=expert_token_nums_type,
+        comm_alg=comm_alg,
+        zero_expert_num=zero_expert_num,
+        copy_expert_num=copy_expert_num,
+        const_expert_num=const_expert_num,
+        y_dtype=y_dtype.torch,
+    )
 
 
 OPERATOR = declare(
@@ -236,4 +308,5 @@ OPERATOR = declare(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=fake,
     fallback=dispatch,
+    ge=[GeKernel("MoeDistributeDispatchV2", _ge_moe_distribute_dispatch_v2)],
 )
