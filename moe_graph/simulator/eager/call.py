@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
-from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES
+from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, HOST_RESULTS
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
 
@@ -36,6 +36,7 @@ class Operator:
         self.overload = overload
         self.function = _with_tensors(overload) if function is None else _with_dtypes(function, schema)
         self._across = qualified in ACROSS_DEVICES
+        self._host_results = HOST_RESULTS.get(qualified, ())
         self.position = eager_random.generator_position(overload)
         self.draws = self.position is not None or torch.Tag.nondeterministic_seeded in overload.tags
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
@@ -95,7 +96,10 @@ class Operator:
             return tensors.to_device(result, device)
         if isinstance(result, (list, tuple)):
             # A named tuple of torch becomes a plain one: the dispatcher names it again.
-            return (list if isinstance(result, list) else tuple)(tensors.to_device(item, device) for item in result)
+            return (list if isinstance(result, list) else tuple)(
+                item if place in self._host_results else tensors.to_device(item, device)
+                for place, item in enumerate(result)
+            )
         return result
 
 

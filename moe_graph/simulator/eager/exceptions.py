@@ -42,5 +42,9 @@ ACROSS_DEVICES = frozenset(
     aten::copy_ aten::_to_copy aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
     aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
     aten::_ctc_loss.Tensor aten::_ctc_loss_backward.Tensor
+    npu::npu_fusion_attention_v3 npu::npu_fusion_attention_grad_v3
     """.split()
 )
+
+# Results that stay on the host, by their places.
+HOST_RESULTS = {"npu::npu_fusion_attention_v3": (4, 5)}
