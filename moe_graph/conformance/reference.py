@@ -1,7 +1,7 @@
 """Eager PyTorch on the CPU, as the reference.
 
-Products of half types are computed in float32 and rounded once where the CPU has no fast kernel for them: PyTorch's own kernel does the
-same sums there, element by element, and takes a quarter of an hour for the largest case.
+Products of half types are computed in float32 and rounded once: where the CPU has no fast kernel for them, PyTorch's own takes a quarter
+of an hour for the largest case.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from moe_graph.engine.kernels.matmul import slow_on_this_cpu
+from moe_graph.operators.rounding import HALF
 
 _PRODUCTS = frozenset(
     {"addmm", "mm", "bmm", "addbmm", "baddbmm", "convolution", "_convolution", "linear", "matmul", "addmv", "mv"}
@@ -22,11 +22,7 @@ _PRODUCTS = frozenset(
 
 class _WideProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        half = {
-            leaf.dtype
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor) and slow_on_this_cpu(leaf.dtype)
-        }
+        half = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dtype in HALF}
         if len(half) != 1 or func._schema.name.removeprefix("aten::") not in _PRODUCTS:
             return func(*args, **(kwargs or {}))
         (dtype,) = half

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import in_float32, listed, softmax
 
 aten = torch.ops.aten
 
@@ -30,6 +31,7 @@ def tanh(x: Tensor) -> Tensor:
 
 
 @kernel("Swish")
+@in_float32
 def swish(x: Tensor, *, scale: float = 1.0) -> Tensor:
     """GE Swish: x * sigmoid(scale * x)."""
     return torch.nn.functional.silu(x) if scale == 1.0 else x * torch.sigmoid(scale * x)
@@ -39,28 +41,28 @@ def swish(x: Tensor, *, scale: float = 1.0) -> Tensor:
 def softmax_v2(x: Tensor, *, axes: list = (-1,), half_to_float: bool = False) -> Tensor:
     """GE SoftmaxV2: softmax along one dimension; half_to_float computes and returns float32."""
     (axis,) = axes
-    return torch.softmax(x, axis, dtype=torch.float32 if half_to_float else None)
+    return softmax(x, axis, half_to_float)
 
 
 @kernel("SoftmaxGrad")
 def softmax_grad(softmax: Tensor, grad_softmax: Tensor, *, axes: list = (-1,)) -> Tensor:
     """GE SoftmaxGrad: gradient of softmax along one dimension, of its output."""
     (axis,) = axes
-    return aten._softmax_backward_data(grad_softmax, softmax, axis, softmax.dtype)
+    return listed(aten._softmax_backward_data.default)(grad_softmax, softmax, axis, softmax.dtype)
 
 
 @kernel("LogSoftmaxV2")
 def log_softmax_v2(logits: Tensor, *, axes: list = (-1,)) -> Tensor:
     """GE LogSoftmaxV2: logarithm of softmax along one dimension."""
     (axis,) = axes
-    return torch.log_softmax(logits, axis)
+    return softmax(logits, axis, logarithm=True)
 
 
 @kernel("LogSoftmaxGrad")
 def log_softmax_grad(grad: Tensor, x: Tensor, *, axis: list = (-1,)) -> Tensor:
     """GE LogSoftmaxGrad: gradient of log-softmax along one dimension; x is its output."""
     (dimension,) = axis
-    return aten._log_softmax_backward_data(grad, x, dimension, x.dtype)
+    return listed(aten._log_softmax_backward_data.default)(grad, x, dimension, x.dtype)
 
 
 @kernel("ReluGrad")
@@ -72,7 +74,7 @@ def relu_grad(gradients: Tensor, features: Tensor) -> Tensor:
 @kernel("SigmoidGrad")
 def sigmoid_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
     """GE SigmoidGrad: dy * y * (1 - y), y being the output. complex_conj matters to complex tensors alone."""
-    return aten.sigmoid_backward(dy, y)
+    return listed(aten.sigmoid_backward.default)(dy, y)
 
 
 @kernel("TanhGrad")
@@ -106,6 +108,7 @@ def gelu_grad_v2(dy: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 @kernel("SwishGrad")
+@in_float32
 def swish_grad(grad: Tensor, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
     """GE SwishGrad: gradient of x * sigmoid(scale * x) at x. The output y is not needed."""
     gate = torch.sigmoid(x * scale)
@@ -157,12 +160,16 @@ def hard_swish_grad(grad: Tensor, x: Tensor) -> Tensor:
 
 
 @kernel("HardSigmoid")
+@in_float32
 def hard_sigmoid(input_x: Tensor, *, alpha: float = 1 / 6, beta: float = 0.5) -> Tensor:
     """GE HardSigmoid: alpha * x + beta between 0 and 1."""
+    if beta == 0.5 and abs(alpha * 6 - 1) < 1e-6:
+        return functional.hardsigmoid(input_x)
     return (input_x * alpha + beta).clamp(0, 1)
 
 
 @kernel("HardSigmoidGrad")
+@in_float32
 def hard_sigmoid_grad(grads: Tensor, input_x: Tensor, *, alpha: float = 1 / 6, beta: float = 0.5) -> Tensor:
     """GE HardSigmoidGrad: alpha * grads where HardSigmoid is between its limits, else 0."""
     y = input_x * alpha + beta
@@ -184,7 +191,7 @@ def glu(x: Tensor, *, dim: int = -1) -> Tensor:
 @kernel("GLUGrad")
 def glu_grad(y_grad: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
     """GE GLUGrad: gradient of GLU at x."""
-    return aten.glu_backward(y_grad, x, dim)
+    return listed(aten.glu_backward.default)(y_grad, x, dim)
 
 
 @kernel("SoftplusV2")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moe_graph.engine.kernels.matmul import slow_on_this_cpu
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import listed
 
 
 def _spatial(values: list, data_format: str, name: str) -> list[int]:
@@ -35,11 +33,7 @@ def _refuse_quantised(offset_w: Tensor | None, offset_x: int) -> None:
         raise NotImplementedError("offset_w and offset_x (quantised convolution) are not modelled")
 
 
-def _convolution(x: Tensor, filter: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:  # noqa: A002
-    """torch.convolution; half types as in `matmul.product`."""
-    if not slow_on_this_cpu(x.dtype):
-        return torch.convolution(x, filter, bias, *settings)
-    return torch.convolution(x.float(), filter.float(), None if bias is None else bias.float(), *settings).to(x.dtype)
+_convolution = listed(torch.ops.aten.convolution.default)
 
 
 @kernel("Conv2D")

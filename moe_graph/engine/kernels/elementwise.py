@@ -9,6 +9,9 @@ from torch import Tensor
 
 from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.registry import Tensors, kernel
+from moe_graph.operators.rounding import in_float32, listed
+
+aten = torch.ops.aten
 
 
 @kernel("Add", "AddV2")
@@ -18,6 +21,7 @@ def add(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 @kernel("AddN")
+@in_float32
 def add_n(x: Tensors, *, N: int) -> Tensor:  # noqa: N803
     """GE AddN: the sum of the tensors x."""
     return torch.stack(x).sum(0, dtype=x[0].dtype)
@@ -56,7 +60,7 @@ def div(x1: Tensor, x2: Tensor) -> Tensor:
 @kernel("FloorDiv")
 def floor_div(x1: Tensor, x2: Tensor) -> Tensor:
     """GE FloorDiv: the quotient rounded down."""
-    return torch.floor_divide(x1, x2)
+    return listed(aten.floor_divide.default)(x1, x2)
 
 
 @kernel("Maximum")
@@ -72,6 +76,7 @@ def minimum(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 @kernel("Exp")
+@in_float32
 def exp(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """GE Exp: base ** (scale * x + shift); base -1 is e."""
     y = x * scale + shift
@@ -79,6 +84,7 @@ def exp(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0
 
 
 @kernel("Log")
+@in_float32
 def log(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """GE Log: the logarithm of scale * x + shift to this base; base -1 is e."""
     y = x if scale == 1.0 and shift == 0.0 else x * scale + shift
@@ -93,7 +99,7 @@ _LOGARITHMS = {-1.0: torch.log, 2.0: torch.log2, 10.0: torch.log10}
 @kernel("Pow")
 def pow_(x1: Tensor, x2: Tensor) -> Tensor:
     """GE Pow: x1 to the power x2."""
-    return torch.pow(x1, x2)
+    return listed(aten.pow.Tensor_Tensor)(x1, x2)
 
 
 @kernel("FloorMod", "Mod")
@@ -109,12 +115,14 @@ def truncate_mod(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 @kernel("TruncateDiv")
+@in_float32
 def truncate_div(x1: Tensor, x2: Tensor) -> Tensor:
     """GE TruncateDiv: the quotient rounded towards zero."""
     return torch.div(x1, x2, rounding_mode="trunc")
 
 
 @kernel("DivNoNan")
+@in_float32
 def div_no_nan(x1: Tensor, x2: Tensor) -> Tensor:
     """GE DivNoNan: x1 / x2, and 0 where x2 is 0."""
     return torch.where(x2 == 0, torch.zeros_like(x1), x1 / x2)
@@ -127,24 +135,28 @@ def atan2(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 @kernel("SquaredDifference")
+@in_float32
 def squared_difference(x1: Tensor, x2: Tensor) -> Tensor:
     """GE SquaredDifference: (x1 - x2) squared."""
     return (x1 - x2).square()
 
 
 @kernel("AxpyV2")
+@in_float32
 def axpy_v2(x1: Tensor, x2: Tensor, alpha: Tensor) -> Tensor:
     """GE AxpyV2: x1 + alpha * x2; alpha has one element."""
     return torch.add(x1, x2, alpha=alpha.item())
 
 
 @kernel("Axpy")
+@in_float32
 def axpy(x1: Tensor, x2: Tensor, *, alpha: float) -> Tensor:
     """GE Axpy: x1 + alpha * x2."""
     return torch.add(x1, x2, alpha=alpha)
 
 
 @kernel("Sxpy")
+@in_float32
 def sxpy(x1: Tensor, x2: Tensor, alpha: Tensor | None = None) -> Tensor:
     """GE Sxpy: x1 - alpha * x2; alpha has one element, 1 if absent."""
     return torch.sub(x1, x2, alpha=1 if alpha is None else alpha.item())
@@ -232,7 +244,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Neg": torch.neg,
     "Reciprocal": torch.reciprocal,
     "Round": torch.round,
-    "Rsqrt": torch.rsqrt,
+    "Rsqrt": in_float32(torch.rsqrt),
     "Sign": torch.sgn,
     "Sin": torch.sin,
     "Sinh": torch.sinh,

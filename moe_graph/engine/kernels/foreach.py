@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import Tensors, kernel
+from moe_graph.operators.rounding import in_float32, sum_of_multiple
 
 # Of each tensor: Foreach<name>.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,7 +80,7 @@ def _per_tensor(scalars: Tensor, count: int) -> Sequence[float]:
 def _register(ge_type: str, function: Callable, text: str) -> None:
     function.__name__ = function.__qualname__ = ge_type
     function.__doc__ = f"GE {ge_type}: {text}"
-    kernel(ge_type)(function)
+    kernel(ge_type)(in_float32(function))
 
 
 def _make_unary(function: Callable[[Tensor], Tensor]) -> Callable:
@@ -142,34 +143,38 @@ for _name, _function in WITH_TWO_LISTS.items():
 @kernel("ForeachAddList")
 def foreach_add_list(x1: Tensors, x2: Tensors, alpha: Tensor) -> Tensors:
     """GE ForeachAddList: x1 + alpha * x2 of each pair."""
-    return [torch.add(a, b, alpha=alpha.item()) for a, b in zip(x1, x2)]
+    return [sum_of_multiple(a, b, alpha.item()) for a, b in zip(x1, x2)]
 
 
 @kernel("ForeachSubList")
 def foreach_sub_list(x1: Tensors, x2: Tensors, alpha: Tensor) -> Tensors:
     """GE ForeachSubList: x1 - alpha * x2 of each pair."""
-    return [torch.sub(a, b, alpha=alpha.item()) for a, b in zip(x1, x2)]
+    return [sum_of_multiple(a, b, -alpha.item()) for a, b in zip(x1, x2)]
 
 
 @kernel("ForeachPowScalarAndTensor")
 def foreach_pow_scalar_and_tensor(scalar: Tensor, x: Tensors) -> Tensors:
     """GE ForeachPowScalarAndTensor: the scalar to the power of each tensor."""
-    return [torch.pow(scalar.item(), tensor) for tensor in x]
+    power = in_float32(torch.pow)
+    return [power(scalar.item(), tensor) for tensor in x]
 
 
 @kernel("ForeachLerpList")
+@in_float32
 def foreach_lerp_list(x1: Tensors, x2: Tensors, weight: Tensors) -> Tensors:
     """GE ForeachLerpList: x1 + weight * (x2 - x1) of the tensors of three lists."""
     return [torch.lerp(*each) for each in zip(x1, x2, weight)]
 
 
 @kernel("ForeachLerpScalar")
+@in_float32
 def foreach_lerp_scalar(x1: Tensors, x2: Tensors, weight: Tensor) -> Tensors:
     """GE ForeachLerpScalar: x1 + weight * (x2 - x1) of each pair."""
     return [torch.lerp(a, b, weight.item()) for a, b in zip(x1, x2)]
 
 
 @kernel("ForeachNorm")
+@in_float32
 def foreach_norm(x: Tensors, scalar: Tensor) -> Tensors:
     """GE ForeachNorm: the norm of this order of each tensor."""
     return [torch.linalg.vector_norm(tensor, scalar.item()) for tensor in x]

@@ -8,6 +8,7 @@ from torch import Tensor
 from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.graph import Node
 from moe_graph.engine.registry import Tensors, kernel
+from moe_graph.operators.rounding import listed
 
 
 @kernel("GatherV2")
@@ -99,7 +100,7 @@ def index_put_v2(
     fed = iter(indices)
     chosen = indexed_sizes.tolist()
     places = [_index(next(fed)) if flag else None for flag in chosen]
-    return torch.ops.aten.index_put(x, places, value, accumulate)
+    return listed(torch.ops.aten.index_put.default)(x, places, value, accumulate)
 
 
 @kernel("MaskedSelect")
@@ -133,7 +134,9 @@ def embedding_dense_grad(
     outside = (indices < 0) | (indices >= num_weights)
     if bool((outside & (indices != padding_idx)).any()):  # torch adds to whatever memory they lead to
         raise ValueError(f"indices must be from 0 to num_weights - 1 = {num_weights - 1}, got {indices.tolist()}")
-    return torch.ops.aten.embedding_dense_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
+    return listed(torch.ops.aten.embedding_dense_backward.default)(
+        grad, indices, num_weights, padding_idx, scale_grad_by_freq
+    )
 
 
 @kernel("EmbeddingBag")
@@ -160,7 +163,7 @@ def embedding_bag(
         raise ValueError(f"mode must be one of {', '.join(_BAG_MODES)}, got {mode!r}")
     if offsets is None:
         offsets = torch.arange(0, indices.numel(), indices.shape[1], dtype=indices.dtype)
-    result, *places = torch.ops.aten._embedding_bag(
+    result, *places = listed(torch.ops.aten._embedding_bag.default)(
         weight,
         indices.reshape(-1),
         offsets,

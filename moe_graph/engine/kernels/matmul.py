@@ -1,4 +1,4 @@
-"""Matrix products. Half types accumulate in float32 and are rounded once, as PyTorch's CPU kernels do it."""
+"""Matrix products. Half types accumulate in float32 and are rounded once; of mixed types the result has that of x1."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import in_float32, listed
 
 
 def _matrix(x: Tensor, transposed: bool) -> Tensor:
     return x.transpose(-1, -2) if transposed else x
 
 
-def product(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 @ x2. Half types go through float32 where PyTorch has no fast kernel for them on this CPU: the same sums, far sooner."""
-    if slow_on_this_cpu(x1.dtype):
-        return (x1.float() @ x2.float()).to(x1.dtype)
-    return x1 @ x2
+_matmul = listed(torch.ops.aten.matmul.default)
+_addmm = listed(torch.ops.aten.addmm.default)
 
 
-def slow_on_this_cpu(dtype: torch.dtype) -> bool:
-    """Is it a half type that PyTorch multiplies element by element here? Some hundred times slower than float32."""
-    return dtype in _ASKED and not getattr(torch.ops.mkldnn, _ASKED[dtype], lambda: False)()
-
-
-# torch's own question of oneDNN; up to torch 2.3 there is none about float16.
-_ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+@in_float32
+def _biased(x1: Tensor, x2: Tensor, bias: Tensor) -> Tensor:
+    return x1 @ x2 + bias
 
 
 def _sum_of_products(x1: Tensor, x2: Tensor, bias: Tensor | None, offset_w: Tensor | None, offset_x: int) -> Tensor:
     if offset_w is not None or offset_x:
         raise NotImplementedError("offset_w and offset_x (quantised products) are not modelled")
-    y = product(x1, x2)
-    return y if bias is None else y + bias
+    if bias is None:
+        return _matmul(x1, x2)
+    return _addmm(bias, x1, x2) if x1.dim() == x2.dim() == 2 else _biased(x1, x2, bias)
 
 
 @kernel("MatMul")
@@ -62,7 +57,7 @@ def mat_mul_v2(
 @kernel("BatchMatMul")
 def batch_mat_mul(x1: Tensor, x2: Tensor, *, adj_x1: bool = False, adj_x2: bool = False) -> Tensor:
     """GE BatchMatMul: x1 @ x2 over leading dimensions, either transposed first."""
-    return product(_matrix(x1, adj_x1), _matrix(x2, adj_x2))
+    return _matmul(_matrix(x1, adj_x1), _matrix(x2, adj_x2))
 
 
 @kernel("BatchMatMulV2", "BatchMatMulV3")

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import in_float32, listed
 
 if TYPE_CHECKING:
     from moe_graph.engine.graph import Node
@@ -25,6 +27,12 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 def _all_but_channels(x: Tensor) -> tuple[int, ...]:
     return (0, *range(2, x.dim()))
+
+
+def _described(node: Node | None, *values: Tensor) -> Iterator[Tensor]:
+    """The outputs of a node behind its first in the types that the graph describes; a device's are float32."""
+    described = [output.type for output in node.outputs[1:]] if node else [None] * len(values)
+    return (value if kind is None else value.to(kind.torch) for value, kind in zip(values, described))
 
 
 def _rstd(variance: Tensor, epsilon: float) -> Tensor:
@@ -42,16 +50,17 @@ def batch_norm_v3(
     epsilon: float = 1e-5,
     momentum: float = 0.1,
     is_training: bool = True,
+    node: Node | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """GE BatchNormV3: y, the running mean and variance moved on by momentum, and the batch's mean and rstd.
 
     Not training it normalises by the running values and leaves them.
     """
     new_mean, new_var = running_mean.clone(), running_var.clone()
-    y, save_mean, save_rstd = torch.native_batch_norm(
+    y, save_mean, save_rstd = listed(aten.native_batch_norm.default)(
         x, weight, bias, new_mean, new_var, is_training, momentum, epsilon
     )
-    return y, new_mean, new_var, save_mean, save_rstd
+    return y, *_described(node, new_mean, new_var, save_mean, save_rstd)
 
 
 @kernel("BNInfer")
@@ -118,7 +127,7 @@ def group_norm(
         raise NotImplementedError("is_training=False is not modelled")
     groups = x.float().reshape(x.shape[0], num_groups, -1)
     variance, mean = torch.var_mean(groups, 2, correction=0)
-    y = torch.group_norm(x, num_groups, gamma, beta, eps)
+    y = in_float32(torch.group_norm)(x, num_groups, gamma, beta, eps)
     return y, mean.to(x.dtype), variance.to(x.dtype)
 
 
@@ -136,9 +145,8 @@ def layer_norm_v4(
 
     Mean and rstd are float32 on a device; they are what the graph describes.
     """
-    y, mean, rstd = torch.native_layer_norm(x, normalized_shape.tolist(), gamma, beta, epsilon)
-    described = [described.type for described in node.outputs[1:]]
-    return y, *(v if t is None else v.to(t.torch) for v, t in zip((mean, rstd), described))
+    y, mean, rstd = listed(aten.native_layer_norm.default)(x, normalized_shape.tolist(), gamma, beta, epsilon)
+    return y, *_described(node, mean, rstd)
 
 
 @kernel("LayerNormGradV3")
@@ -147,4 +155,6 @@ def layer_norm_grad_v3(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """GE LayerNormGradV3: gradients of x, gamma and beta."""
     mask = [True, True, True]
-    return aten.native_layer_norm_backward(dy, x, gamma.shape, mean, rstd, gamma, torch.zeros_like(gamma), mask)
+    return listed(aten.native_layer_norm_backward.default)(
+        dy, x, gamma.shape, mean, rstd, gamma, torch.zeros_like(gamma), mask
+    )

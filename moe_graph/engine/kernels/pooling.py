@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import listed
 
 
 def _windows(
@@ -60,7 +61,7 @@ def avg_pool_v2_grad(
     """GE AvgPoolV2Grad: gradient of AvgPoolV2's x, which had shape orig_input_shape."""
     window = _windows(ksize, strides, pads, padding_mode, data_format, global_pooling)
     like = input_grad.new_empty(orig_input_shape.tolist())
-    return torch.ops.aten.avg_pool2d_backward(
+    return listed(torch.ops.aten.avg_pool2d_backward.default)(
         input_grad, like, *window, ceil_mode, not exclusive, divisor_override or None
     )
 

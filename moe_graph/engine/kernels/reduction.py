@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import in_float32
 
 
 def _dimensions(x: Tensor, axes: Tensor, noop_with_empty_axes: bool) -> tuple[int, ...]:
@@ -18,6 +19,7 @@ def _dimensions(x: Tensor, axes: Tensor, noop_with_empty_axes: bool) -> tuple[in
 
 
 @kernel("ReduceSum")
+@in_float32
 def reduce_sum(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """GE ReduceSum: the sum along axes, in the dtype of x."""
     dimensions = _dimensions(x, axes, noop_with_empty_axes)
@@ -25,6 +27,7 @@ def reduce_sum(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_em
 
 
 @kernel("ReduceMean")
+@in_float32
 def reduce_mean(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """GE ReduceMean: the mean along axes."""
     dimensions = _dimensions(x, axes, noop_with_empty_axes)
@@ -39,6 +42,7 @@ def reduce_max(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_em
 
 
 @kernel("Cumsum")
+@in_float32
 def cumsum(x: Tensor, axis: Tensor, *, exclusive: bool = False, reverse: bool = False) -> Tensor:
     """GE Cumsum: running sum along axis in the dtype of x; exclusive leaves the element itself out, reverse runs from the end."""
     dimension = int(axis)
@@ -57,6 +61,7 @@ def reduce_min(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_em
 
 
 @kernel("ReduceProd")
+@in_float32
 def reduce_prod(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """GE ReduceProd: the product along axes, in the dtype of x."""
     prod = functools.partial(torch.prod, dtype=x.dtype)
@@ -84,6 +89,7 @@ def reduce_any(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
 
 
 @kernel("ReduceLogSumExp")
+@in_float32
 def reduce_log_sum_exp(
     x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = False
 ) -> Tensor:
@@ -93,6 +99,7 @@ def reduce_log_sum_exp(
 
 
 @kernel("ReduceStdWithMean")
+@in_float32
 def reduce_std_with_mean(
     x: Tensor,
     mean: Tensor,
@@ -121,6 +128,7 @@ _INFINITE_ORDERS = {2147483647.0: float("inf"), 2147483648.0: float("inf"), -214
 
 
 @kernel("LpNormV2")
+@in_float32
 def lp_norm_v2(x: Tensor, *, p: float = 2.0, axes: list = (), keepdim: bool = False, epsilon: float = 1e-12) -> Tensor:
     """GE LpNormV2: the p-norm along axes (all if empty). The extremes of int32 stand for infinite p. No norm is below epsilon."""
     order = _INFINITE_ORDERS.get(p, p)
@@ -129,6 +137,7 @@ def lp_norm_v2(x: Tensor, *, p: float = 2.0, axes: list = (), keepdim: bool = Fa
 
 
 @kernel("Cumprod")
+@in_float32
 def cumprod(x: Tensor, axis: Tensor, *, exclusive: bool = False, reverse: bool = False) -> Tensor:
     """GE Cumprod: running product along axis; reverse runs from the end. exclusive (without the element itself) is not modelled."""
     if exclusive:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import listed
 
 aten = torch.ops.aten
 _INTERPOLATION = {"bilinear": 0, "nearest": 1, "bicubic": 2}
@@ -45,7 +46,9 @@ def grid_sampler_2d(
     align_corners: bool = False,
 ) -> Tensor:
     """GE GridSampler2D: x [N, C, H, W] at the places grid [N, H', W', 2] names, from -1 to 1."""
-    return aten.grid_sampler_2d(x, grid, _INTERPOLATION[interpolation_mode], _PADDING[padding_mode], align_corners)
+    return listed(aten.grid_sampler_2d.default)(
+        x, grid, _INTERPOLATION[interpolation_mode], _PADDING[padding_mode], align_corners
+    )
 
 
 @kernel("GridSampler2DGrad")
@@ -60,7 +63,7 @@ def grid_sampler_2d_grad(
 ) -> tuple[Tensor, Tensor]:
     """GE GridSampler2DGrad: gradients of GridSampler2D's x and grid."""
     modes = (_INTERPOLATION[interpolation_mode], _PADDING[padding_mode], align_corners)
-    return aten.grid_sampler_2d_backward(grad, x, grid, *modes, [True, True])
+    return listed(aten.grid_sampler_2d_backward.default)(grad, x, grid, *modes, [True, True])
 
 
 @kernel("GridSampler3D")
@@ -76,4 +79,6 @@ def grid_sampler_3d(
     """GE GridSampler3D: x [N, C, D, H, W] at the places grid [N, D', H', W', 3] names, from -1 to 1."""
     if data_format != "NCDHW":
         raise NotImplementedError(f"data_format must be NCDHW, got {data_format!r}")
-    return aten.grid_sampler_3d(x, grid, _INTERPOLATION[interpolation_mode], _PADDING[padding_mode], align_corners)
+    return listed(aten.grid_sampler_3d.default)(
+        x, grid, _INTERPOLATION[interpolation_mode], _PADDING[padding_mode], align_corners
+    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.rounding import in_float32
 
 _REDUCTIONS = {
     "add": "sum",
@@ -36,6 +37,7 @@ def scatter_elements(
 
 
 @kernel("InplaceIndexAdd")
+@in_float32
 def inplace_index_add(
     var: Tensor, indices: Tensor, updates: Tensor, alpha: Tensor | None = None, *, axis: int
 ) -> Tensor:
@@ -58,6 +60,7 @@ def tensor_scatter_update(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor
 
 
 @kernel("ScatterNdAdd")
+@in_float32
 def scatter_nd_add(var: Tensor, indices: Tensor, updates: Tensor, *, use_locking: bool = False) -> Tensor:
     """GE ScatterNdAdd: updates added at the elements or slices that the last dimension of indices names."""
     return var.index_put(tuple(indices.long().unbind(-1)), updates, accumulate=True)

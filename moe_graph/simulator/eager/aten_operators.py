@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_graph.operators import rounding
 from moe_graph.operators.gradients import vjp
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -224,6 +226,44 @@ def _lstm_cell_backward(grad_hidden, grad_cell, cell, moved, activated, has_bias
     return gates, through * f, gates.sum(0) if has_bias else None
 
 
+_log_softmax = functools.partial(rounding.softmax, logarithm=True)
+
+
+def _renorm(x: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """p = 0 counts what is not 0, as op-plugin's test has it; the CPU's kernel refuses it."""
+    if p:
+        return torch.renorm(x, p, dim, maxnorm)
+    count = x.count_nonzero([d for d in range(x.dim()) if d != dim % x.dim()])
+    factor = torch.where(count > maxnorm, maxnorm / (count + 1e-7), 1.0)
+    return (x * factor.view([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])).to(x.dtype)
+
+
+def _cdist_backward(grad: Tensor, x1: Tensor, x2: Tensor, p: float, distance: Tensor) -> Tensor:
+    """Of p = inf all elements count that reach the distance, which may have been rounded; the CPU's kernel wants them equal to it."""
+    if p != float("inf"):
+        return torch.ops.aten._cdist_backward(grad, x1, x2, p, distance)
+    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    reached = (difference.abs() >= distance.unsqueeze(-1)) & (distance != 0).unsqueeze(-1)
+    return (grad.unsqueeze(-1) * difference.sign() * reached).sum(-2)
+
+
+def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The form of a function that changes its first argument."""
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(function(x, *args, **kwargs))
+
+    return call
+
+
+def _native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    """Not training a device returns statistics [C], as the meta kernel says: those it has normalized by; the CPU's are empty."""
+    y, mean, invstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    if not training:
+        mean, invstd = running_mean.clone(), (running_var + eps).rsqrt()
+    return y, mean, invstd
+
+
 def _conv_depthwise2d(x, weight, kernel_size, bias, stride, padding, dilation):
     return torch.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
 
@@ -231,6 +271,15 @@ def _conv_depthwise2d(x, weight, kernel_size, bias, stride, padding, dilation):
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten::_lazy_clone": lambda x: x.clone(),  # memory that is copied at the first write is a matter of the CPU's
     "aten::matmul_backward": _matmul_backward,
+    "aten::_softmax": rounding.softmax,
+    "aten::_softmax.out": _into(rounding.softmax),
+    "aten::_log_softmax": _log_softmax,
+    "aten::_log_softmax.out": _into(_log_softmax),
+    "aten::renorm": _renorm,
+    "aten::renorm.out": _into(_renorm),
+    "aten::renorm_": _in_place(_renorm),
+    "aten::_cdist_backward": _cdist_backward,
+    "aten::native_batch_norm": _native_batch_norm,
     "aten::_fused_rms_norm_backward": _fused_rms_norm_backward,
     "aten::_masked_scale": lambda x, mask, scale: x * mask.to(x.dtype) * scale,
     "aten::histc": _histc,

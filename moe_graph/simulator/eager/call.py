@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
-from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, HOST_RESULTS
+from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, HOST_RESULTS
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
 
@@ -34,8 +34,8 @@ class Operator:
         schema = overload._schema
         qualified = qualified_name(overload)
         self.overload = overload
-        self.function = _with_tensors(overload) if function is None else _with_dtypes(function, schema)
-        self._across = qualified in ACROSS_DEVICES
+        self.function = with_tensors(overload) if function is None else _with_dtypes(function, schema)
+        self._across = qualified in ACROSS_DEVICES or _is_foreach_in_place(schema)
         self._host_results = HOST_RESULTS.get(qualified, ())
         self.position = eager_random.generator_position(overload)
         self.draws = self.position is not None or torch.Tag.nondeterministic_seeded in overload.tags
@@ -66,6 +66,10 @@ class Operator:
             if name in str(error):
                 raise
             raise NotImplementedError(f"{self.overload} on the simulated device: {error}") from error
+        except IndexError as error:
+            if self.overload._schema.name in DIMENSIONS_CHECKED:
+                raise RuntimeError(str(error)) from error
+            raise
         except RuntimeError as error:
             if not self._outs or _NOT_RESIZABLE not in str(error):
                 raise
@@ -115,7 +119,7 @@ _TAKE_NUMBERS = (
 )
 
 
-def _with_tensors(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+def with_tensors(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """The dispatcher hands a number over that torch has wrapped as a tensor (`x |= 4`); an operator wants a tensor there."""
     schema = overload._schema
     positions = [
@@ -136,6 +140,11 @@ def _with_tensors(overload: torch._ops.OpOverload) -> Callable[..., Any]:
         return overload(*args, **kwargs)
 
     return call
+
+
+def _is_foreach_in_place(schema: torch._C.FunctionSchema) -> bool:
+    """An operator on each tensor of one list, in place: a device takes lists of several devices, and works tensor by tensor then."""
+    return schema.name.startswith("aten::_foreach_") and schema.name.endswith("_") and len(schema.arguments) == 1
 
 
 def _with_dtypes(function: Callable[..., Any], schema: torch._C.FunctionSchema) -> Callable[..., Any]:
@@ -206,8 +215,8 @@ class _Tensors:
 
     def _refuse(self, tensor: Tensor, other: object) -> None:
         raise RuntimeError(
-            f"{self._overload}: expected all tensors to be on the same device, but one {tuple(tensor.shape)} "
-            f"is on {tensor.device} and another on {other}"
+            f"Expected all tensors to be on the same device, but one of {self._overload}, {tuple(tensor.shape)}, is on "
+            f"{tensor.device} and another on {other}"
         )
 
     def write_back(self) -> None:

@@ -36,6 +36,9 @@ COMPOSED = frozenset(
 # Of these, what torch_npu itself composes where a graph is traced. torch's composition has an assertion that torchair does not lower.
 COMPOSED_BUT_TRACED = frozenset({"aten::one_hot"})
 
+# Of these, what is int32 on a device for int32 indices. torch's composition wants int64.
+LIKE_THE_INDEX = frozenset({"aten::one_hot"})
+
 # Those that take CPU tensors beside NPU ones, on a device too.
 ACROSS_DEVICES = frozenset(
     """
@@ -43,6 +46,16 @@ ACROSS_DEVICES = frozenset(
     aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
     aten::_ctc_loss.Tensor aten::_ctc_loss_backward.Tensor
     npu::npu_fusion_attention_v3 npu::npu_fusion_attention_grad_v3
+    aten::_foreach_addcdiv.Tensor aten::_foreach_addcdiv_.Tensor aten::_foreach_addcmul.Tensor aten::_foreach_addcmul_.Tensor
+    """.split()
+)
+
+# Reductions whose dimensions op-plugin checks itself: out of range is a RuntimeError on a device, an IndexError of torch on the CPU.
+# By the name without the overload.
+DIMENSIONS_CHECKED = frozenset(
+    """
+    aten::all aten::any aten::sum aten::nansum aten::mean aten::std aten::var aten::std_mean aten::var_mean aten::logsumexp aten::norm
+    aten::linalg_vector_norm aten::max aten::min aten::aminmax aten::amax aten::amin aten::argmax aten::argmin aten::kthvalue
     """.split()
 )
 

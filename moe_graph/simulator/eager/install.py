@@ -18,7 +18,7 @@ from torch._guards import detect_fake_mode
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import packed_sequences
 from moe_graph.simulator.eager.call import Operator
-from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, VIEWS_IN_PLACE
+from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, LIKE_THE_INDEX, VIEWS_IN_PLACE
 from moe_graph.simulator.runtime import captured, launches, native
 
 _KEY = "PrivateUse1"
@@ -144,16 +144,21 @@ def _overload(qualified: str) -> torch._ops.OpOverload:
 
 
 def _by_cpu(qualified: str) -> Operator:
-    from moe_graph.simulator.eager import aten_operators
+    from moe_graph.simulator.eager import aten_operators, dtypes
 
-    return Operator(_overload(qualified), aten_operators.FUNCTIONS.get(qualified))
+    overload = _overload(qualified)
+    return Operator(overload, dtypes.adapted(overload, aten_operators.FUNCTIONS.get(qualified)))
 
 
 def _custom(qualified: str, own: Callable[..., Any] | None, queued: Queued) -> Callable[..., Any]:
     """The kernel of an operator that the CPU lacks: our function, or torch_npu's own with an error that names the operator."""
+    from moe_graph.simulator.eager import dtypes
+
     overload = _overload(qualified)
     function = _function(qualified)
-    return Operator(overload, function) if function is not None else _Missing(overload, own, queued)
+    if function is None:
+        return _Missing(overload, own, queued)
+    return Operator(overload, dtypes.adapted(overload, function))
 
 
 def _function(qualified: str) -> Callable[..., Any] | None:
@@ -206,6 +211,8 @@ def _composed(qualified: str) -> Callable[..., Any]:
     def composed(*args: Any, **kwargs: Any) -> Any:
         if own is not None and detect_fake_mode((args, kwargs)) is not None:
             return own(_DEVICE_KEYS, *args, **kwargs)
+        if qualified in LIKE_THE_INDEX and args[0].dtype == torch.int32:
+            return _overload(qualified).decompose(args[0].long(), *args[1:], **kwargs).to(torch.int32)
         return _overload(qualified).decompose(*args, **kwargs)
 
     return composed
