@@ -147,7 +147,10 @@ def _node(index: int, op: Any) -> Node:
 
 def _descriptor(desc: Any) -> Descriptor:
     is_fx = desc.attr["_meta"].s.startswith(b"Tensor(") if "_meta" in desc.attr else False
-    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(desc.shape.dim), _fx_name(desc), is_fx)
+    # Of an input in a private format torchair writes the program's shape beside the descriptor's own, which is that of the format.
+    private = "origin_shape_initialized" in desc.attr and desc.attr["origin_shape_initialized"].b
+    shape = desc.attr["origin_shape"].list.i if private else desc.shape.dim
+    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(shape), _fx_name(desc), is_fx)
 
 
 def _fx_name(desc: Any) -> str:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch_npu
+import torchair
 
 ND, NCHW, NC1HWC0, FRACTAL_Z, NZ = 2, 0, 3, 4, 29
 
@@ -69,6 +70,16 @@ def test_operators_see_the_values():
     assert torch.equal((cast + 1).cpu(), weight + 1)
     parameter = torch.nn.Parameter(cast, requires_grad=False)
     assert int(torch_npu.get_npu_format(parameter)) == NZ
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_weights_in_nz_in_a_graph(dynamic):
+    weight, x = torch.randn(64, 32).bfloat16(), torch.randn(4, 64).bfloat16()
+    cast = torch_npu.npu_format_cast(weight.npu(), NZ)
+    backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda a, b: a @ b + 1, backend=backend, dynamic=dynamic)
+    assert torch.equal(compiled(x.npu(), cast).cpu(), (x.npu() @ weight.npu() + 1).cpu())
 
 
 def test_without_internal_formats_the_base_format_stays():
