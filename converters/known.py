@@ -221,6 +221,14 @@ KNOWN = (
         "AsStrided(Empty(size), size, stride)",
     ),
     Known(
+        ("aten.as_strided_scatter.default",),
+        lambda arguments: any(isinstance(size, torch.fx.Node) for size in arguments["size"]),
+        "the graph is refused when it runs: of sizes that are not constant one stride is computed, not one for a dimension",
+        "compile it with dynamic=False, or torch._dynamo.mark_static on the tensor",
+        "torchair's definition of ViewCopy",
+        "ViewCopy(dst, size, stride, 0, src, size, src_stride), src_stride being [1] for every rank",
+    ),
+    Known(
         ("aten.copy_.default",),
         _reads_what_is_overwritten,
         "an input is read after the graph has written into it: torchair's pass has removed the copy that was made of it before",

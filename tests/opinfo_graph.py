@@ -2,7 +2,7 @@
 
     python tests/opinfo_graph.py [--every N] [--first N] [--record] [name ...]
 
-prints the classes and what did not agree; --record writes them to operators_graph.json. At most 4 samples of an operator and dtype, each
+prints the classes and what did not agree; --record puts them into operators_graph.json. At most 4 samples of an operator and dtype, each
 with static and with dynamic shapes. A case (operator, dtype, static or dynamic) is of the first class below that one of its samples is in:
 
 engine        the engine lacks or refuses something, or the results differ, and nothing explains it: none of these may be
@@ -14,7 +14,6 @@ agrees        everything else
 from __future__ import annotations
 
 import argparse
-import collections
 import itertools
 import json
 import time
@@ -118,10 +117,19 @@ def _sample(op, sample, dynamic) -> tuple[str, str] | None:
         return [op(copy.input, *copy.args, **copy.kwargs), []]
 
     try:
-        opinfo._compare(op, [got, []], expected, on_cpu, wide)
+        opinfo._compare(op, [_as_on_cpu(got, expected[0]), []], expected, on_cpu, wide)
     except Exception as error:
         return _unless_told(told, ENGINE, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
     return AGREES, ""
+
+
+def _as_on_cpu(got, expected):
+    """A mean or the like that a device keeps in float32 is a half type on the CPU."""
+    wanted = opinfo._flat(expected)
+    return [
+        g.to(w.dtype) if g.dtype == torch.float32 and w.dtype == torch.bfloat16 else g
+        for g, w in zip(opinfo._flat(got), wanted)
+    ] + opinfo._flat(got)[len(wanted) :]
 
 
 def _unless_told(told, outcome: str, message: str) -> tuple[str, str]:
@@ -131,16 +139,44 @@ def _unless_told(told, outcome: str, message: str) -> tuple[str, str]:
 
 
 def record(outcomes: list[Outcome]) -> dict:
-    """What operators_graph.json holds: counts, and what does not agree with its reason."""
-    counts = collections.Counter((o.dtype, o.shapes, o.outcome) for o in outcomes)
-    return {
-        "torch": torch.__version__.partition("+")[0],
-        "operators": len({o.operator for o in outcomes}),
-        "counts": {" ".join(key): count for key, count in sorted(counts.items())},
-        "not agreeing": sorted(
-            [o.operator, o.dtype, o.shapes, o.outcome, o.message] for o in outcomes if o.outcome != AGREES
-        ),
-    }
+    """What operators_graph.json holds: of each dtype and kind of shapes the operators of each class, with the reason of the others."""
+    classes: dict = {}
+    for o in sorted(outcomes, key=lambda o: (o.dtype, o.shapes, o.operator)):
+        of_kind = classes.setdefault(f"{o.dtype} {o.shapes}", {AGREES: []})
+        if o.outcome == AGREES:
+            of_kind[AGREES].append(o.operator)
+        else:
+            of_kind.setdefault(o.outcome, {})[o.operator] = o.message
+    return {"torch": torch.__version__.partition("+")[0], **classes}
+
+
+def merged(old: dict, new: dict) -> dict:
+    """The record with what was walked anew in the place of what it had of the same operators."""
+    result = {**old, "torch": new["torch"]}
+    for kind in (key for key in new if key != "torch"):
+        walked = {operator for members in new[kind].values() for operator in members}
+        kept = {
+            outcome: [m for m in members if m not in walked]
+            if outcome == AGREES
+            else {m: reason for m, reason in members.items() if m not in walked}
+            for outcome, members in old.get(kind, {}).items()
+        }
+        result[kind] = {AGREES: sorted(kept.pop(AGREES, []) + new[kind][AGREES])}
+        for outcome in ORDER[:-1]:
+            members = {**kept.get(outcome, {}), **new[kind].get(outcome, {})}
+            if members:
+                result[kind][outcome] = dict(sorted(members.items()))
+    return result
+
+
+def table(recorded: dict) -> list[str]:
+    """The record as rows of a Markdown table."""
+    heads = (AGREES, NOT_LOWERED, KNOWN, ENGINE)
+    rows = ["| dtype, shapes | operators | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
+    for kind in sorted(key for key in recorded if key != "torch"):
+        counts = [len(recorded[kind].get(head, ())) for head in heads]
+        rows.append(f"| {kind} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
+    return rows
 
 
 def main() -> None:
@@ -169,9 +205,10 @@ def main() -> None:
                     f"{outcome.outcome:12}{outcome.operator} {outcome.dtype} {outcome.shapes}: {outcome.message}"[:600],
                     flush=True,
                 )
-    print(json.dumps(record(outcomes)["counts"], indent=1), f"{time.perf_counter() - start:.0f} s")
+    print("\n".join(table(record(outcomes))), f"{time.perf_counter() - start:.0f} s", sep="\n")
     if options.record:
-        RECORD.write_text(json.dumps(record(outcomes), indent=1) + "\n")
+        old = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        RECORD.write_text(json.dumps(merged(old, record(outcomes)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

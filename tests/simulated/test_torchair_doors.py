@@ -193,6 +193,35 @@ def test_wait_tensor(lowered):
     assert torch.equal(compiled(function)(x.npu(), y.npu()).cpu(), x * 2 + 1)
 
 
-def test_npu_print_is_refused(block):
-    with pytest.raises(Exception, match="the host engine has no kernel for GE type StringFormat"):
-        compiled(lambda x: (torchair.ops.npu_print("x = ", x), x + 1)[1])(block[1].npu())
+def test_npu_print_prints_as_in_eager(capsys):
+    x = torch.tensor([[-1.0, 0.5, 1e9], [1 / 3, float("inf"), float("nan")]])
+    other = (
+        torch.arange(70).reshape(7, 10),
+        torch.tensor([True, False]),
+        torch.tensor(2.5).bfloat16(),
+        torch.zeros(0, 3),
+    )
+
+    def function(x, many, flags, scalar, empty):
+        torchair.ops.npu_print("x =", x)
+        torchair.ops.npu_print(many, "and", flags, scalar, "{}", summarize_size=2)
+        torchair.ops.npu_print(x + 1, "all", many, empty, summarize_size=-1)
+        torchair.ops.npu_print(flags, tensor_detail=True)
+        return x + 1
+
+    function(x, *other)
+    eager = capsys.readouterr().out
+    assert eager.count("\n") > 12 and "[[0 1 ... 8 9]\n [10 11 ... 18 19]\n ..." in eager
+    compiled(function)(x.npu(), *(value.npu() for value in other))
+    assert capsys.readouterr().err.endswith(eager)
+
+
+def test_npu_print_keeps_its_order_with_writes(capsys):
+    def function(v):
+        torchair.ops.npu_print("before", v)
+        v.add_(1)
+        torchair.ops.npu_print("after", v)
+        return v * 1
+
+    compiled(function)(torch.zeros(2).npu())
+    assert capsys.readouterr().err.endswith("before [0 0]\nafter [1 1]\n")
