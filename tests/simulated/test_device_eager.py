@@ -219,10 +219,10 @@ def test_an_operator_that_nothing_serves_names_itself_and_the_function_that_is_m
     need_torch(2, 9)
     with report.record() as seen:
         with pytest.raises(
-            NotImplementedError, match=r"npu\.npu_fusion_attention.* has no kernel.*aclnn.* is not modelled"
+            NotImplementedError, match=r"npu\.npu_sign_bits_pack.* has no kernel.*SignBitsPack.* is not modelled"
         ):
-            torch_npu.npu_fusion_attention(*(torch.ones(1, 1, 8, 16).npu() for _ in range(3)), 1, "BNSD")
-    assert seen.missing["npu.npu_fusion_attention.default"] == 1
+            torch_npu.npu_sign_bits_pack(torch.ones(8).npu(), 1)
+    assert seen.missing["npu.npu_sign_bits_pack.default"] == 1
 
 
 OPTIMIZERS = {

@@ -20,6 +20,7 @@ from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
 
 _CPU = torch.device("cpu")
+_is_profiled = torch._C._autograd._profiler_enabled
 _NOT_RESIZABLE = "resize storage that is not resizable"
 
 
@@ -51,12 +52,21 @@ class Operator:
                 raise captured.failure(str(self.overload), 507046)
             if state != captured.ORDINARY:
                 return record.record(self, args, kwargs, device, stream)
+        compute = self._unrecorded if _is_profiled() else self._call
         if (
             compat.is_cpu_autocast_enabled()
         ):  # the NPU's dtypes are settled already, the CPU's autocast must not change them
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_CPU):
-                return self._call(args, kwargs)
-        return self._call(args, kwargs)
+                return compute(args, kwargs)
+        return compute(args, kwargs)
+
+    def _unrecorded(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The profiler has recorded the operator; those that it is computed by are no launches of a device's."""
+        torch._C._autograd._enable_record_function(False)
+        try:
+            return self._call(args, kwargs)
+        finally:
+            torch._C._autograd._enable_record_function(True)
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
