@@ -217,3 +217,41 @@ def threshold_v2(x: Tensor, threshold: Tensor, value: Tensor | None = None) -> T
 def threshold_grad_v2d(gradients: Tensor, features: Tensor, *, threshold: float) -> Tensor:
     """GE ThresholdGradV2D: gradients where features are above threshold, else 0."""
     return torch.where(features > threshold, gradients, torch.zeros_like(gradients))
+
+
+@kernel("LogSigmoid")
+@in_float32
+def log_sigmoid(x: Tensor) -> Tensor:
+    """GE LogSigmoid: -log(1 + exp(-x))."""
+    return functional.logsigmoid(x)
+
+
+@kernel("LogSigmoidGrad")
+@in_float32
+def log_sigmoid_grad(grads: Tensor, features: Tensor) -> Tensor:
+    """GE LogSigmoidGrad: grads / (1 + exp(features)), the gradient of LogSigmoid at features."""
+    return grads * torch.sigmoid(-features)
+
+
+def _slopes(weight: Tensor, x: Tensor) -> Tensor:
+    """A slope for each channel, the second dimension; or what broadcasts to x."""
+    if weight.dim() == 1 and weight.numel() > 1 and x.dim() > 2:
+        return weight.reshape(-1, *[1] * (x.dim() - 2))
+    return weight
+
+
+@kernel("PRelu")
+@in_float32
+def p_relu(x: Tensor, weight: Tensor) -> Tensor:
+    """GE PRelu: max(x, 0) + weight * min(x, 0). weight has one element, one for each channel, or broadcasts to x."""
+    return torch.where(x > 0, x, _slopes(weight, x) * x)
+
+
+@kernel("PReluGrad")
+@in_float32
+def p_relu_grad(grads: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """GE PReluGrad: gradients of PRelu's x, which was features, and of its weight, of the shape of weights."""
+    slopes = _slopes(weights, features)
+    below = torch.where(features > 0, torch.zeros_like(grads), grads * features)
+    dx = torch.where(features > 0, grads, grads * slopes)
+    return dx, below.sum_to_size(slopes.shape).reshape(weights.shape)

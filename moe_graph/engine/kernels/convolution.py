@@ -10,7 +10,7 @@ from moe_graph.engine.registry import kernel
 from moe_graph.operators.rounding import listed
 
 
-def _spatial(values: list, data_format: str, name: str) -> list[int]:
+def spatial(values: list, data_format: str, name: str) -> list[int]:
     """The entries of strides, dilations, ... for the dimensions behind N and C."""
     if not data_format.startswith("NC"):
         raise NotImplementedError(f"data_format must be NCHW or NCDHW, got {data_format!r}")
@@ -55,7 +55,7 @@ def conv(
     pads are (before, after) of each spatial dimension.
     """
     _refuse_quantised(offset_w, offset_x)
-    stride, dilation = _spatial(strides, data_format, "strides"), _spatial(dilations, data_format, "dilations")
+    stride, dilation = spatial(strides, data_format, "strides"), spatial(dilations, data_format, "dilations")
     x, padding = _padded(x, pads)
     return _convolution(x, filter, bias, stride, padding, dilation, False, [0] * len(padding), groups)
 
@@ -104,8 +104,8 @@ def conv_transpose(
     before, after = list(pads[0::2]), list(pads[1::2])
     if before != after:
         raise NotImplementedError(f"pads must be the same on both sides, got {pads}")
-    stride, dilation = _spatial(strides, data_format, "strides"), _spatial(dilations, data_format, "dilations")
-    extra = _spatial(output_padding, data_format, "output_padding")
+    stride, dilation = spatial(strides, data_format, "strides"), spatial(dilations, data_format, "dilations")
+    extra = spatial(output_padding, data_format, "output_padding")
     result = _convolution(x, filter, bias, stride, before, dilation, True, extra, groups)
     expected = input_size.tolist()
     if any(expected) and list(result.shape) != expected:

@@ -222,6 +222,12 @@ def trunc(input_x: Tensor) -> Tensor:
     return torch.trunc(input_x)
 
 
+@kernel("NanToNum")
+def nan_to_num(x: Tensor, *, nan: float, posinf: float, neginf: float) -> Tensor:
+    """GE NanToNum: x with these numbers where it is not a number, infinite, or infinite below 0."""
+    return torch.nan_to_num(x, nan, posinf, neginf)
+
+
 # GE types that are one of torch's functions of one tensor x. Round rounds halves to even.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,

@@ -70,3 +70,10 @@ def avg_pool_v2_grad(
 def adaptive_avg_pool_2d(x: Tensor, *, output_size: list) -> Tensor:
     """GE AdaptiveAvgPool2d: means over windows chosen so that the result has output_size."""
     return functional.adaptive_avg_pool2d(x, output_size)
+
+
+@kernel("AdaptiveAvgPool2dGrad")
+def adaptive_avg_pool_2d_grad(input_grad: Tensor, *, orig_input_shape: list) -> Tensor:
+    """GE AdaptiveAvgPool2dGrad: gradient of AdaptiveAvgPool2d's x, which had shape orig_input_shape."""
+    backward = listed(torch.ops.aten._adaptive_avg_pool2d_backward.default)
+    return backward(input_grad, input_grad.new_empty(orig_input_shape))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from moe_graph.engine import dtypes
 from moe_graph.engine.registry import kernel
 from moe_graph.operators.rounding import in_float32
 
@@ -146,3 +147,39 @@ def cumprod(x: Tensor, axis: Tensor, *, exclusive: bool = False, reverse: bool =
     source = x.flip(dimension) if reverse else x
     total = source.cumprod(dimension, dtype=x.dtype)
     return total.flip(dimension) if reverse else total
+
+
+_UNDEFINED = 28  # GE's number of DT_UNDEFINED
+
+
+@kernel("ReduceMeanWithCast")
+def reduce_mean_with_cast(
+    x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True, dtype: int = _UNDEFINED
+) -> Tensor:
+    """GE ReduceMeanWithCast: the mean along axes as dtype, that of x if undefined. Halves and integers are summed in float32."""
+    wanted = x.dtype if dtype == _UNDEFINED else dtypes.from_ge(dtype).torch
+    wide = x.to(torch.promote_types(wanted, torch.float32))
+    dimensions = _dimensions(x, axes, noop_with_empty_axes)
+    return (wide.mean(dimensions, keepdim=keep_dims) if dimensions else wide).to(wanted)
+
+
+@kernel("ReduceProdD")
+def reduce_prod_d(x: Tensor, *, axes: list, keep_dims: bool = False) -> Tensor:
+    """GE ReduceProdD: the product along axes, in the dtype of x."""
+    return reduce_prod(x, torch.tensor(axes, dtype=torch.int64), keep_dims=keep_dims)
+
+
+@kernel("ReduceStdV2")
+def reduce_std_v2(
+    x: Tensor, *, dim: list = (), correction: int = 1, keepdim: bool = False, is_mean_out: bool = True
+) -> tuple[Tensor, Tensor]:
+    """GE ReduceStdV2: the standard deviation along dim (all if empty), and the mean; without is_mean_out a device leaves that open.
+
+    The sum of squares is divided by the number of elements less correction, at least 0.
+    """
+    dimensions = tuple(dim) or tuple(range(x.dim()))
+    wide = x.float()
+    mean = wide.mean(dimensions, keepdim=True)
+    squares = (wide - mean).square().sum(dimensions, keepdim=keepdim)
+    std = (squares / max(0, x.numel() // max(1, mean.numel()) - correction)).sqrt()
+    return std.to(x.dtype), (mean if keepdim else mean.reshape(std.shape)).to(x.dtype)

@@ -70,8 +70,8 @@ def _ge_quant_update_scatter(
     quant_zero_points: Tensor | None = None,
     *,
     reduce: str,
-    axis: int = 0,
-    quant_axis: int = 1,
+    axis: int = -2,
+    quant_axis: int = -1,
     reciprocal_scale: bool = False,
     round_mode: str = "rint",
 ) -> Tensor:
