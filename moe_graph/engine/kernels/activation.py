@@ -178,8 +178,11 @@ def hard_sigmoid_grad(grads: Tensor, input_x: Tensor, *, alpha: float = 1 / 6, b
 
 @kernel("HardtanhGrad")
 def hardtanh_grad(result: Tensor, grad: Tensor, *, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """GE HardtanhGrad: grad where result is between its limits, else 0."""
-    return torch.where((result > min_val) & (result < max_val), grad, torch.zeros_like(grad))
+    """GE HardtanhGrad: grad where result is between its limits or no number, else 0; 0 at a limit itself.
+
+    Source: the kernel (ops-nn, activation/hardtanh_grad); its document's formula lets a limit through.
+    """
+    return torch.where((result <= min_val) | (result >= max_val), torch.zeros_like(grad), grad)
 
 
 @kernel("GLU")
@@ -208,15 +211,18 @@ def mish(x: Tensor) -> Tensor:
 
 @kernel("ThresholdV2")
 def threshold_v2(x: Tensor, threshold: Tensor, value: Tensor | None = None) -> Tensor:
-    """GE ThresholdV2: x above threshold, else value (0 if absent); both have one element."""
+    """GE ThresholdV2: value (0 if absent) where x is not above threshold, else x, also where x is no number; both have one element.
+
+    Source: the kernel (ops-nn, activation/threshold_v2).
+    """
     other = torch.zeros((), dtype=x.dtype) if value is None else value.reshape(()).to(x.dtype)
-    return torch.where(x > threshold.reshape(()), x, other)
+    return torch.where(x <= threshold.reshape(()), other, x)
 
 
 @kernel("ThresholdGradV2D")
 def threshold_grad_v2d(gradients: Tensor, features: Tensor, *, threshold: float) -> Tensor:
-    """GE ThresholdGradV2D: gradients where features are above threshold, else 0."""
-    return torch.where(features > threshold, gradients, torch.zeros_like(gradients))
+    """GE ThresholdGradV2D: 0 where features are not above threshold, else gradients."""
+    return torch.where(features <= threshold, torch.zeros_like(gradients), gradients)
 
 
 @kernel("LogSigmoid")

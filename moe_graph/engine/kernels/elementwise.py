@@ -47,7 +47,9 @@ def muls(x: Tensor, *, value: float) -> Tensor:
 
 @kernel("RealDiv")
 def real_div(x1: Tensor, x2: Tensor) -> Tensor:
-    """GE RealDiv: the true quotient of floating-point operands; of integers the quotient rounded towards zero."""
+    """GE RealDiv: the true quotient of floating-point operands; of integers the quotient rounded towards zero; of truth values float32."""
+    if x1.dtype == torch.bool:
+        return x1.float() / x2.float()
     return x1 / x2 if x1.is_floating_point() or x1.is_complex() else torch.div(x1, x2, rounding_mode="trunc")
 
 
@@ -102,15 +104,17 @@ def pow_(x1: Tensor, x2: Tensor) -> Tensor:
     return listed(aten.pow.Tensor_Tensor)(x1, x2)
 
 
-@kernel("FloorMod", "Mod")
+@kernel("FloorMod")
 def floor_mod(x1: Tensor, x2: Tensor) -> Tensor:
-    """GE FloorMod: the remainder that has the sign of x2."""
-    return torch.remainder(x1, x2)
+    """GE FloorMod: the remainder that has the sign of x2; of a whole number by 0 it is x1. Source: its definition (ops-math)."""
+    if x1.is_floating_point():
+        return torch.remainder(x1, x2)
+    return torch.where(x2 == 0, x1, torch.remainder(x1, torch.where(x2 == 0, torch.ones_like(x2), x2)))
 
 
-@kernel("TruncateMod")
+@kernel("TruncateMod", "Mod")
 def truncate_mod(x1: Tensor, x2: Tensor) -> Tensor:
-    """GE TruncateMod: the remainder that has the sign of x1."""
+    """GE TruncateMod, Mod: x1 - trunc(x1 / x2) * x2, the remainder that has the sign of x1. Source: their documents (ops-math)."""
     return torch.fmod(x1, x2)
 
 
@@ -180,9 +184,18 @@ def lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     return torch.lerp(start, end, weight.to(start.dtype))
 
 
-@kernel("ClipByValue", "ClipByValueV2")
+@kernel("ClipByValue")
 def clip_by_value(x: Tensor, clip_value_min: Tensor, clip_value_max: Tensor) -> Tensor:
-    """GE ClipByValue, ClipByValueV2: x between the two, which broadcast to it."""
+    """GE ClipByValue: max(min(x, clip_value_max), clip_value_min): the minimum wins. Source: its document and kernel (ops-math)."""
+    return torch.maximum(torch.minimum(x, clip_value_max), clip_value_min)
+
+
+@kernel("ClipByValueV2")
+def clip_by_value_v2(x: Tensor, clip_value_min: Tensor, clip_value_max: Tensor) -> Tensor:
+    """GE ClipByValueV2: min(max(x, clip_value_min), clip_value_max): the maximum wins, as in torch.clamp.
+
+    Source: the kernel (ops-math, conversion/clip_by_value_v2); its document has the formula of ClipByValue.
+    """
     return torch.clamp(x, clip_value_min, clip_value_max)
 
 

@@ -118,12 +118,12 @@ def non_zero(x: Tensor, *, transpose: bool = False, dtype: GeType = 9) -> Tensor
 
 @kernel("OneHot")
 def one_hot(x: Tensor, depth: Tensor, on_value: Tensor, off_value: Tensor, *, axis: int = -1) -> Tensor:
-    """GE OneHot: a new dimension of size depth, on_value at the place x names, off_value elsewhere."""
+    """GE OneHot: a new dimension of size depth, on_value at the place x names, off_value elsewhere: their first elements."""
     places = torch.arange(int(depth), dtype=x.dtype)
     dimension = x.dim() if axis == -1 else axis
     shape = [1] * (x.dim() + 1)
     shape[dimension] = -1
-    return torch.where(x.unsqueeze(dimension) == places.view(shape), on_value.reshape(()), off_value.reshape(()))
+    return torch.where(x.unsqueeze(dimension) == places.view(shape), on_value.reshape(-1)[0], off_value.reshape(-1)[0])
 
 
 @kernel("EmbeddingDenseGrad")

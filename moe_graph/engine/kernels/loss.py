@@ -29,15 +29,19 @@ def mse_loss_grad(predict: Tensor, label: Tensor, dout: Tensor, *, reduction: st
     return listed(torch.ops.aten.mse_loss_backward.default)(dout, predict, label, _reduction(reduction))
 
 
+def _rows(x: Tensor) -> Tensor:
+    """x [N, C], [C] or [N, C, H, W] as rows of C classes."""
+    return x.reshape(1, -1) if x.dim() == 1 else x.movedim(1, -1).flatten(0, -2)
+
+
 def _by_class(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each of N targets [N, 1], 0 where it is ignored, and its weight [N], 0 where it is ignored."""
+    count = x.shape[0 if x.dim() == 1 else 1]
     target = target.reshape(-1).long()
     counts = target != ignore_index
     classes = torch.where(counts, target, 0)
-    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < x.shape[-1]:
-        raise ValueError(
-            f"target must be from 0 to {x.shape[-1] - 1} or ignore_index {ignore_index}, got {target.tolist()}"
-        )
+    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+        raise ValueError(f"target must be from 0 to {count - 1} or ignore_index {ignore_index}, got {target.tolist()}")
     weights = torch.ones(len(target)) if weight is None else weight.float()[classes]
     return classes.unsqueeze(1), torch.where(counts, weights, 0.0)
 
@@ -46,13 +50,14 @@ def _by_class(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: in
 def nll_loss(
     x: Tensor, target: Tensor, weight: Tensor | None = None, *, reduction: str = "mean", ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
-    """GE NLLLoss: -weight[target] * x[target] of each row of x [N, C] or of x [C], reduced; and the sum of these weights.
+    """GE NLLLoss: -weight[target] * x[target] of each row of x [N, C], of x [C] or of each place of x [N, C, H, W],
+    reduced; and the sum of these weights.
 
     A row whose target is ignore_index has weight 0. "mean" divides by the sum of the weights. Source: the document of NLLLoss (ops-nn).
     """
     _reduction(reduction)
     classes, weights = _by_class(x, target, weight, ignore_index)
-    rows = x.float().reshape(-1, x.shape[-1]).gather(1, classes).squeeze(1)
+    rows = _rows(x).float().gather(1, classes).squeeze(1)
     losses, total = torch.where(weights == 0, 0.0, -rows * weights), weights.sum()
     if reduction == "none":
         return losses.reshape(target.shape).to(x.dtype), total.to(x.dtype)
@@ -77,5 +82,6 @@ def nll_loss_grad(
     gradients = -y_grad.float().reshape(-1) * weights
     if reduction == "mean":
         gradients = gradients / total_weight.float().reshape(())
-    result = torch.zeros(len(classes), x.shape[-1]).scatter(1, classes, gradients.unsqueeze(1))
+    rows = torch.zeros(_rows(x).shape).scatter(1, classes, gradients.unsqueeze(1))
+    result = rows if x.dim() == 1 else rows.unflatten(0, (x.shape[0], *x.shape[2:])).movedim(-1, 1)
     return result.reshape(x.shape).to(x.dtype)

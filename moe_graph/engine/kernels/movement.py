@@ -13,7 +13,9 @@ from moe_graph.engine.registry import Tensors, kernel
 
 @kernel("Cast")
 def cast(x: Tensor, *, dst_type: GeType) -> Tensor:
-    """GE Cast: elements of x as dst_type."""
+    """GE Cast: elements of x as dst_type. float16 is held within int16's range, as the definition of Cast (ops-math) has it of infinity."""
+    if x.dtype == torch.float16 and dst_type.torch == torch.int16:
+        x = x.float().clamp(-(2**15), 2**15 - 1)
     return x.to(dst_type.torch)
 
 

@@ -61,7 +61,11 @@ def pad_v3(
 
 @kernel("PadV3Grad")
 def pad_v3_grad(x: Tensor, paddings: Tensor, *, mode: str = "reflect", paddings_contiguous: bool = True) -> Tensor:
-    """GE PadV3Grad: gradient of PadV3: each element of x, the gradient, is added to the element that it was filled from."""
+    """GE PadV3Grad: gradient of PadV3: each element of x, the gradient, is added to the element that it was filled from; with
+    mode "constant" what is padding counts for nothing."""
+    if mode == "constant":
+        pairs = [(-before, -after) for before, after in _pairs(paddings, paddings_contiguous)]
+        return torch.constant_pad_nd(x, list(chain.from_iterable(reversed(pairs))))
     _check_mode(mode)
     for dimension, (before, after) in enumerate(_pairs(paddings, paddings_contiguous)):
         if before or after:

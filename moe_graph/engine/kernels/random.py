@@ -96,9 +96,10 @@ def stateless_drop_out_gen_mask(
 
 @kernel("DropOutDoMask")
 def drop_out_do_mask(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
-    """GE DropOutDoMask: x / keep_prob where the mask of StatelessDropOutGenMask has a 1, else 0."""
+    """GE DropOutDoMask: x / keep_prob where the mask of StatelessDropOutGenMask has a 1, else 0; all 0 if keep_prob is 0."""
     bits = (mask.reshape(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
     if bits.numel() < x.numel():
         raise ValueError(f"mask must have a bit for each of {x.numel()} elements, got {bits.numel()}")
     kept = bits.view(-1)[: x.numel()].view(x.shape).bool()
-    return torch.where(kept, x / keep_prob.reshape(()).to(x.dtype), torch.zeros((), dtype=x.dtype))
+    probability = keep_prob.reshape(()).to(x.dtype)
+    return torch.where(kept & (probability != 0), x / probability, torch.zeros((), dtype=x.dtype))

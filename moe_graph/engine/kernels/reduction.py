@@ -79,14 +79,14 @@ def _by_dimension(function: Callable[..., Tensor], x: Tensor, dimensions: Sequen
 
 @kernel("ReduceAll")
 def reduce_all(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
-    """GE ReduceAll: are all elements along axes true?"""
-    return _by_dimension(torch.all, x, _dimensions(x, axes, True), keep_dims)
+    """GE ReduceAll: are all elements along axes true? Empty axes mean all dimensions: GE infers so where there is no attribute for it."""
+    return _by_dimension(torch.all, x, _dimensions(x, axes, False), keep_dims)
 
 
 @kernel("ReduceAny")
 def reduce_any(x: Tensor, axes: Tensor, *, keep_dims: bool = False) -> Tensor:
-    """GE ReduceAny: is an element along axes true?"""
-    return _by_dimension(torch.any, x, _dimensions(x, axes, True), keep_dims)
+    """GE ReduceAny: is an element along axes true? Empty axes as of ReduceAll."""
+    return _by_dimension(torch.any, x, _dimensions(x, axes, False), keep_dims)
 
 
 @kernel("ReduceLogSumExp")
@@ -114,14 +114,15 @@ def reduce_std_with_mean(
 ) -> Tensor:
     """GE ReduceStdWithMean: the standard deviation along dim (all if empty) about a given mean of the shape of x.
 
-    The sum of squares is divided by the number of elements less correction. `invert` (the inverse of it, with epsilon) is not modelled.
+    The sum of squares is divided by the number of elements, if unbiased less correction. `invert` (the inverse of it, with epsilon) is not
+    modelled.
     """
     if invert:
         raise NotImplementedError("invert=True is not modelled")
     dimensions = tuple(dim) or tuple(range(x.dim()))
     count = torch.tensor([x.shape[d] for d in dimensions]).prod().item()
     squares = (x - mean).square().sum(dimensions, keepdim=keepdim)
-    return (squares / max(0, count - correction)).sqrt()
+    return (squares / max(0, count - (correction if unbiased else 0))).sqrt()
 
 
 # The attribute is a float32, which rounds the largest int32 up.

@@ -40,7 +40,10 @@ def flatten_v2(x: Tensor, *, axis: int = 1, end_axis: int = -1) -> Tensor:
 
 @kernel("Squeeze")
 def squeeze(x: Tensor, *, axis: list = ()) -> Tensor:
-    """GE Squeeze: without the given dimensions of size 1, or without all."""
+    """GE Squeeze: without the given dimensions, whose size must be 1, or without all of size 1."""
+    for dimension in axis:
+        if x.dim() and x.shape[dimension] != 1:
+            raise ValueError(f"axis {dimension} must be a dimension of size 1, got shape {list(x.shape)}")
     return x.squeeze(tuple(axis)) if axis else x.squeeze()
 
 
@@ -61,8 +64,9 @@ def expand_dims(x: Tensor, axis: Tensor) -> Tensor:
 
 @kernel("Range")
 def range_(start: Tensor, limit: Tensor, delta: Tensor, *, is_closed: bool = False) -> Tensor:
-    """GE Range: start, start + delta, ... below limit (is_closed: up to it)."""
+    """GE Range: start, start + delta, ... below limit (is_closed: up to it), of their type, or float32 if they differ in it."""
+    dtype = start.dtype if start.dtype == limit.dtype == delta.dtype else torch.float32
     first, last, step = start.item(), limit.item(), delta.item()
     if is_closed:
-        return torch.arange(math.floor((last - first) / step) + 1, dtype=start.dtype) * step + first
-    return torch.arange(first, last, step, dtype=start.dtype)
+        return torch.arange(math.floor((last - first) / step) + 1, dtype=dtype) * step + first
+    return torch.arange(first, last, step, dtype=dtype)
