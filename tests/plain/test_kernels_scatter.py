@@ -104,7 +104,7 @@ def test_paged_cache(cache_mode):
     written = [cache.clone() for cache in caches]
     run("ScatterPaKvCache", key, caches[0], torch.full_like(slots, -1), value, caches[1], cache_mode=cache_mode)
     assert all(torch.equal(cache, same) for cache, same in zip(caches, written))  # negative slots are skipped
-    with pytest.raises(NotImplementedError, match="cache_mode must be Norm or PA_NZ, got 'other'"):
+    with pytest.raises(ValueError, match="cache_mode must be Norm or PA_NZ, got 'other'"):
         run("ScatterPaKvCache", key, caches[0], slots, value, caches[1], cache_mode="other")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -37,32 +40,41 @@ def swish(x: Tensor, *, scale: float = 1.0) -> Tensor:
     return torch.nn.functional.silu(x) if scale == 1.0 else x * torch.sigmoid(scale * x)
 
 
+def _along(axes: Sequence[int], function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """function(*tensors, dimension), of several dimensions as of one that has the elements of all of them."""
+    if len(axes) == 1:
+        return function(*tensors, axes[0])
+    rank = tensors[0].dim()
+    last = range(rank - len(axes), rank)
+    moved = [tensor.movedim(tuple(axes), tuple(last)) for tensor in tensors]
+    result = function(*(tensor.flatten(last[0]) for tensor in moved), last[0])
+    return result.unflatten(last[0], moved[0].shape[last[0] :]).movedim(tuple(last), tuple(axes))
+
+
 @kernel("SoftmaxV2")
 def softmax_v2(x: Tensor, *, axes: list = (-1,), half_to_float: bool = False) -> Tensor:
-    """GE SoftmaxV2: softmax along one dimension; half_to_float computes and returns float32."""
-    (axis,) = axes
-    return softmax(x, axis, half_to_float)
+    """GE SoftmaxV2: softmax along these dimensions together; half_to_float computes and returns float32."""
+    return _along(axes, functools.partial(softmax, half_to_float=half_to_float), x)
 
 
 @kernel("SoftmaxGrad")
 def softmax_grad(softmax: Tensor, grad_softmax: Tensor, *, axes: list = (-1,)) -> Tensor:
-    """GE SoftmaxGrad: gradient of softmax along one dimension, of its output."""
-    (axis,) = axes
-    return listed(aten._softmax_backward_data.default)(grad_softmax, softmax, axis, softmax.dtype)
+    """GE SoftmaxGrad: gradient of softmax along these dimensions together, of its output."""
+    backward = listed(aten._softmax_backward_data.default)
+    return _along(axes, lambda grad, y, axis: backward(grad, y, axis, y.dtype), grad_softmax, softmax)
 
 
 @kernel("LogSoftmaxV2")
 def log_softmax_v2(logits: Tensor, *, axes: list = (-1,)) -> Tensor:
-    """GE LogSoftmaxV2: logarithm of softmax along one dimension."""
-    (axis,) = axes
-    return softmax(logits, axis, logarithm=True)
+    """GE LogSoftmaxV2: logarithm of softmax along these dimensions together."""
+    return _along(axes, functools.partial(softmax, logarithm=True), logits)
 
 
 @kernel("LogSoftmaxGrad")
 def log_softmax_grad(grad: Tensor, x: Tensor, *, axis: list = (-1,)) -> Tensor:
-    """GE LogSoftmaxGrad: gradient of log-softmax along one dimension; x is its output."""
-    (dimension,) = axis
-    return listed(aten._log_softmax_backward_data.default)(grad, x, dimension, x.dtype)
+    """GE LogSoftmaxGrad: gradient of log-softmax along these dimensions together; x is its output."""
+    backward = listed(aten._log_softmax_backward_data.default)
+    return _along(axis, lambda gradient, y, dimension: backward(gradient, y, dimension, y.dtype), grad, x)
 
 
 @kernel("ReluGrad")
@@ -162,7 +174,9 @@ def hard_swish_grad(grad: Tensor, x: Tensor) -> Tensor:
 @kernel("HardSigmoid")
 @in_float32
 def hard_sigmoid(input_x: Tensor, *, alpha: float = 1 / 6, beta: float = 0.5) -> Tensor:
-    """GE HardSigmoid: alpha * x + beta between 0 and 1."""
+    """GE HardSigmoid: alpha * x + beta between 0 and 1; of whole numbers what is behind the point is cut off, as its document says."""
+    if not input_x.is_floating_point():
+        return (input_x * alpha + beta).clamp(0, 1).to(input_x.dtype)
     if beta == 0.5 and abs(alpha * 6 - 1) < 1e-6:
         return functional.hardsigmoid(input_x)
     return (input_x * alpha + beta).clamp(0, 1)

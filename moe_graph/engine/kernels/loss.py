@@ -8,6 +8,7 @@ from torch import Tensor
 from moe_graph.engine.registry import kernel
 from moe_graph.operators.rounding import listed
 
+aten = torch.ops.aten
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -29,40 +30,31 @@ def mse_loss_grad(predict: Tensor, label: Tensor, dout: Tensor, *, reduction: st
     return listed(torch.ops.aten.mse_loss_backward.default)(dout, predict, label, _reduction(reduction))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x [N, C], [C] or [N, C, H, W] as rows of C classes."""
-    return x.reshape(1, -1) if x.dim() == 1 else x.movedim(1, -1).flatten(0, -2)
-
-
-def _by_class(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The class of each of N targets [N, 1], 0 where it is ignored, and its weight [N], 0 where it is ignored."""
-    count = x.shape[0 if x.dim() == 1 else 1]
-    target = target.reshape(-1).long()
-    counts = target != ignore_index
-    classes = torch.where(counts, target, 0)
-    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+def _check_target(x: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The classes as torch takes them. Raises ValueError for one that x has not."""
+    count, target = x.shape[0 if x.dim() == 1 else 1], target.long()
+    if bool((((target < 0) | (target >= count)) & (target != ignore_index)).any()):
         raise ValueError(f"target must be from 0 to {count - 1} or ignore_index {ignore_index}, got {target.tolist()}")
-    weights = torch.ones(len(target)) if weight is None else weight.float()[classes]
-    return classes.unsqueeze(1), torch.where(counts, weights, 0.0)
+    return target
 
 
 @kernel("NLLLoss")
 def nll_loss(
     x: Tensor, target: Tensor, weight: Tensor | None = None, *, reduction: str = "mean", ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
-    """GE NLLLoss: -weight[target] * x[target] of each row of x [N, C], of x [C] or of each place of x [N, C, H, W],
-    reduced; and the sum of these weights.
+    """GE NLLLoss: -weight[target] * x[target] of each row of x [N, C], of x [C] or of each place of x [N, C, H, W], reduced; and the
+    sum of these weights, with reduction "none" too.
 
-    A row whose target is ignore_index has weight 0. "mean" divides by the sum of the weights. Source: the document of NLLLoss (ops-nn).
+    What has the target ignore_index has weight 0. "mean" divides by the sum of the weights. Source: the document of NLLLoss (ops-nn).
     """
-    _reduction(reduction)
-    classes, weights = _by_class(x, target, weight, ignore_index)
-    rows = _rows(x).float().gather(1, classes).squeeze(1)
-    losses, total = torch.where(weights == 0, 0.0, -rows * weights), weights.sum()
+    target = _check_target(x, target, ignore_index)
+    forward = listed((aten.nll_loss2d_forward if x.dim() > 2 else aten.nll_loss_forward).default)
+    y, total = forward(x, target, weight, _reduction(reduction), ignore_index)
     if reduction == "none":
-        return losses.reshape(target.shape).to(x.dtype), total.to(x.dtype)
-    y = losses.sum() / total if reduction == "mean" else losses.sum()
-    return y.to(x.dtype), total.to(x.dtype)
+        counted = target[target != ignore_index]
+        weights = torch.ones(len(counted)) if weight is None else weight.float()[counted]
+        total = weights.sum().to(x.dtype)
+    return y, total
 
 
 @kernel("NLLLossGrad")
@@ -76,12 +68,8 @@ def nll_loss_grad(
     reduction: str = "mean",
     ignore_index: int = -100,
 ) -> Tensor:
-    """GE NLLLossGrad: gradient of NLLLoss's x: -weight * y_grad at the target of each row, for "mean" divided by total_weight."""
-    _reduction(reduction)
-    classes, weights = _by_class(x, target, weight, ignore_index)
-    gradients = -y_grad.float().reshape(-1) * weights
-    if reduction == "mean":
-        gradients = gradients / total_weight.float().reshape(())
-    rows = torch.zeros(_rows(x).shape).scatter(1, classes, gradients.unsqueeze(1))
-    result = rows if x.dim() == 1 else rows.unflatten(0, (x.shape[0], *x.shape[2:])).movedim(-1, 1)
-    return result.reshape(x.shape).to(x.dtype)
+    """GE NLLLossGrad: gradient of NLLLoss's x: -weight * y_grad at each target, for "mean" divided by total_weight."""
+    target = _check_target(x, target, ignore_index)
+    backward = listed((aten.nll_loss2d_backward if x.dim() > 2 else aten.nll_loss_backward).default)
+    y_grad = y_grad.reshape(target.shape) if reduction == "none" else y_grad.reshape(())
+    return backward(y_grad, x, target, weight, _reduction(reduction), ignore_index, total_weight.reshape(()))
