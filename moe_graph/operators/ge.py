@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +53,16 @@ class GeKernel:
     outputs: tuple[str, ...] = ()
 
 
-def renamed(function: Callable, **ge_names: str) -> Callable:
+def renamed(function: Callable, without: Collection[str] = (), **ge_names: str) -> Callable:
     """`function` with the parameters named as GE names them: renamed(rms_norm, x="self") takes GE's x for the parameter self.
+
+    `without`: parameters with a default that GE's operator does not have.
 
     Parameters that are not named keep their names. Inputs (tensors) become positional, all others keyword-only: attributes.
     Raises ValueError for a name that is no parameter of the function.
     """
     signature = inspect.signature(function)
-    wrong = set(ge_names.values()) - set(signature.parameters)
+    wrong = {*ge_names.values(), *without} - set(signature.parameters)
     if wrong:
         raise ValueError(
             f"{function.__qualname__} has no parameter {sorted(wrong)}; it has {list(signature.parameters)}"
@@ -69,6 +71,8 @@ def renamed(function: Callable, **ge_names: str) -> Callable:
     inputs: list[tuple[inspect.Parameter, str]] = []
     attributes: list[tuple[inspect.Parameter, str]] = []
     for parameter in signature.parameters.values():
+        if parameter.name in without:
+            continue
         is_input = "Tensor" in str(parameter.annotation)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_input else inspect.Parameter.KEYWORD_ONLY
         made = parameter.replace(name=ge_name_of.get(parameter.name, parameter.name), kind=kind)

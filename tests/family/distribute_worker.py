@@ -8,6 +8,7 @@ RANK and WORLD_SIZE are in the environment.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -61,6 +62,61 @@ def compiled(operator):
     return call
 
 
+def other_form(name, device):
+    """An operator that torch_npu alone defines; on the CPU its function."""
+    if device == "npu":
+        return getattr(operators, f"npu_moe_{name}")
+    module = importlib.import_module(f"moe_graph.operators.communication.{name}")
+    return module.OPERATOR.reference
+
+
+def check_first_form(case, device, mode, dispatched, combined, call):
+    """npu_moe_distribute_dispatch and combine: what the second form gives, but for expand_idx."""
+    if sum(case.special) or case.packed or case.lost is not None or case.shared > 1 or SIZE % (case.shared_ranks or 1):
+        return
+    left_out = ("zero_expert_num", "copy_expert_num", "const_expert_num")
+    common = {name: value for name, value in call["common"].items() if name not in left_out}
+    position, ids, weights = call["position"], call["ids"], call["weights"]
+    outputs = mode(other_form("distribute_dispatch", device))(call["x"], ids, *position, **call["dispatch"], **common)
+    for number, (output, other) in enumerate(zip(outputs, dispatched)):
+        assert number == 2 or torch.equal(output.cpu(), other.cpu()), number
+    flat = ids.flatten().tolist()
+    assert outputs[2].tolist() == [flat[:place].count(expert) for place, expert in enumerate(flat)]
+    y = mode(other_form("distribute_combine", device))(
+        call["results"], ids, outputs[2], outputs[4], weights, *position, comm_quant_mode=case.comm_quant_mode, **common
+    )
+    beside = 0 if case.shared_ranks else 1  # shared_expert_x, which graphs of the first form do not have
+    torch.testing.assert_close(y.cpu().float(), combined.cpu().float() - beside, rtol=0.02, atol=0.05)
+
+
+def check_with_norm(case, device, mode, combined, call):
+    """npu_moe_distribute_combine_add_rms_norm against its formulas in float64, from the loops' sum."""
+    tokens, hidden = combined.shape
+    generator = torch.Generator().manual_seed(3)
+    residual = torch.randn(tokens, 1, hidden, generator=generator).to(case.dtype)
+    gamma = torch.randn(hidden, generator=generator).to(case.dtype)
+    y, rstd, x = mode(other_form("distribute_combine_add_rms_norm", device))(
+        call["results"],
+        call["ids"],
+        call["assist"],
+        call["counts"],
+        call["weights"],
+        residual.to(device),
+        gamma.to(device),
+        *call["position"],
+        norm_eps=0.5,
+        **call["combine"],
+        **call["common"],
+    )
+    wanted = combined.unsqueeze(1) + residual.double()
+    scale = (wanted.square().mean(-1, keepdim=True) + 0.5) ** -0.5
+    close = {"rtol": 0.05, "atol": 0.15} if case.quant_mode or case.comm_quant_mode else {"rtol": 0.02, "atol": 0.05}
+    torch.testing.assert_close(x.cpu().double(), wanted, **close)
+    torch.testing.assert_close(rstd.cpu().double(), scale, rtol=0.05, atol=1e-3)
+    torch.testing.assert_close(y.cpu().double(), wanted * scale * gamma.double(), rtol=0.1, atol=0.15)
+    assert (rstd.dtype, y.dtype, x.dtype) == (torch.float32, case.dtype, case.dtype)
+
+
 def elastic_info(case):
     """As the document of aclnnMoeDistributeDispatchV3 lays it out, without the lost rank."""
     members = [rank for rank in range(SIZE) if rank != case.lost]
@@ -87,16 +143,14 @@ def run(case, device, name, mode=eager):
     waits = torch.full((SIZE,), 3, device=device) if case.timed else None
     position = (name, SIZE, RANK, whole.experts)
     x, ids, weights = moved(own.x), moved(own.ids), moved(own.weights)
+    of_dispatch = {
+        "scales": moved(own.x[:, 0].float() if case.packed else reference.scales(case)),
+        "expert_scales": weights if case.with_expert_scales else None,
+        "quant_mode": case.quant_mode,
+        "expert_token_nums_type": case.expert_token_nums_type,
+    }
     outputs = mode(operators.npu_moe_distribute_dispatch_v2)(
-        x,
-        ids,
-        *position,
-        scales=moved(own.x[:, 0].float() if case.packed else reference.scales(case)),
-        performance_info=waits,
-        expert_scales=weights if case.with_expert_scales else None,
-        quant_mode=case.quant_mode,
-        expert_token_nums_type=case.expert_token_nums_type,
-        **common,
+        x, ids, *position, performance_info=waits, **of_dispatch, **common
     )
     assert all(output.device.type == device for output in outputs)
     expand_x, dynamic_scales, assist, token_nums, recv_counts, _, expand_scales = (output.cpu() for output in outputs)
@@ -141,7 +195,12 @@ def run(case, device, name, mode=eager):
         results[start : start + count] = (results[start : start + count].float() @ matrices[expert]).to(case.dtype)
         start += count
     beside = None if case.shared_ranks else torch.ones(own.x.shape, dtype=case.dtype)
-    special = {name: moved(tensor) for name, tensor in reference.constants(case).items()}
+    of_combine = {
+        "shared_expert_x": moved(beside),
+        "ori_x": x if any(case.special[1:]) else None,
+        "comm_quant_mode": case.comm_quant_mode,
+        **{name: moved(tensor) for name, tensor in reference.constants(case).items()},
+    }
     y = mode(operators.npu_moe_distribute_combine_v2)(
         results.to(device),
         ids,
@@ -149,11 +208,8 @@ def run(case, device, name, mode=eager):
         outputs[4],
         weights,
         *position,
-        shared_expert_x=moved(beside),
-        ori_x=x if any(case.special[1:]) else None,
-        comm_quant_mode=case.comm_quant_mode,
         performance_info=waits,
-        **special,
+        **of_combine,
         **common,
     )
     assert y.device.type == device and y.dtype == case.dtype
@@ -168,6 +224,16 @@ def run(case, device, name, mode=eager):
     rough = case.quant_mode or case.comm_quant_mode
     close = {"rtol": 0.05, "atol": 0.15} if rough else {"rtol": 0.02, "atol": 0.05}
     torch.testing.assert_close(y.cpu().double(), expected, **close)
+    call = {"x": x, "ids": ids, "weights": weights, "position": position, "results": results.to(device)}
+    call |= {
+        "assist": outputs[2],
+        "counts": outputs[4],
+        "common": common,
+        "dispatch": of_dispatch,
+        "combine": of_combine,
+    }
+    check_first_form(case, device, mode, outputs, y, call)
+    check_with_norm(case, device, mode, expected, call)
 
 
 def lose_a_rank(device, name):

@@ -70,6 +70,7 @@ _QUANTIZED_TOGETHER = 8  # elements of a row that share a scale in comm_quant_mo
 
 
 def _check_arguments(
+    check: Checks,
     expand_x: Tensor,
     expert_ids: Tensor,
     ep_send_counts: Tensor,
@@ -80,14 +81,14 @@ def _check_arguments(
     experts: int,
     options: Options,
 ) -> Layout:
-    _check.rank("expand_x", expand_x, (2,), "[A, H]")
-    _check.dtype("expand_x", expand_x, distribute.FLOATS)
+    check.rank("expand_x", expand_x, (2,), "[A, H]")
+    check.dtype("expand_x", expand_x, distribute.FLOATS)
     layout = distribute.check_layout(
-        _check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num, options.special
+        check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num, options.special
     )
-    _check.value("comm_quant_mode", options.comm_quant_mode, (0, INT8))
+    check.value("comm_quant_mode", options.comm_quant_mode, (0, INT8))
     distribute.check_common(
-        _check,
+        check,
         expert_ids,
         options.x_active_mask,
         layout,
@@ -99,35 +100,35 @@ def _check_arguments(
         elastic_info=options.elastic_info,
         performance_info=options.performance_info,
     )
-    _check_special(expand_x, expert_ids, options)
+    _check_special(check, expand_x, expert_ids, options)
     for name, tensor in (
         ("expert_ids", expert_ids),
         ("ep_send_counts", ep_send_counts),
         ("expert_scales", expert_scales),
     ):
-        _check.device(name, tensor, "expand_x", expand_x)
+        check.device(name, tensor, "expand_x", expand_x)
     counts = ranks * layout.slots_of(rank)
-    _check.dtype("ep_send_counts", ep_send_counts, (torch.int32,))
-    _check.rank("ep_send_counts", ep_send_counts, (1,), f"[{counts}] or longer")
-    _check.size(ep_send_counts.shape[0] >= counts, "ep_send_counts", f"of shape [{counts}] or longer", ep_send_counts)
-    _check.dtype("expert_scales", expert_scales, (torch.float32,))
-    _check.rank("expert_scales", expert_scales, (2,), "[BS, K]")
+    check.dtype("ep_send_counts", ep_send_counts, (torch.int32,))
+    check.rank("ep_send_counts", ep_send_counts, (1,), f"[{counts}] or longer")
+    check.size(ep_send_counts.shape[0] >= counts, "ep_send_counts", f"of shape [{counts}] or longer", ep_send_counts)
+    check.dtype("expert_scales", expert_scales, (torch.float32,))
+    check.rank("expert_scales", expert_scales, (2,), "[BS, K]")
     for size, expected in zip(expert_scales.shape, expert_ids.shape):
-        _check.size(size == expected, "expert_scales", f"of shape {tuple(expert_ids.shape)}", expert_scales)
+        check.size(size == expected, "expert_scales", f"of shape {tuple(expert_ids.shape)}", expert_scales)
     shared = options.shared_expert_x
     if shared is not None:
         if layout.shared_ranks:
-            _check.refuse("shared_expert_x", "None where ranks have shared experts", f"shape {tuple(shared.shape)}")
-        _check.dtype("shared_expert_x", shared, (expand_x.dtype,))
-        _check.device("shared_expert_x", shared, "expand_x", expand_x)
+            check.refuse("shared_expert_x", "None where ranks have shared experts", f"shape {tuple(shared.shape)}")
+        check.dtype("shared_expert_x", shared, (expand_x.dtype,))
+        check.device("shared_expert_x", shared, "expand_x", expand_x)
         shape = f"[BS, H] = [{expert_ids.shape[0]}, {expand_x.shape[1]}], BS in one or two sizes"
-        _check.rank("shared_expert_x", shared, (2, 3), shape)
-        _check.size(shared.shape[-1] == expand_x.shape[1], "shared_expert_x", f"of shape {shape}", shared)
-        _check.size(shared.shape[:-1].numel() == expert_ids.shape[0], "shared_expert_x", f"of shape {shape}", shared)
+        check.rank("shared_expert_x", shared, (2, 3), shape)
+        check.size(shared.shape[-1] == expand_x.shape[1], "shared_expert_x", f"of shape {shape}", shared)
+        check.size(shared.shape[:-1].numel() == expert_ids.shape[0], "shared_expert_x", f"of shape {shape}", shared)
     return layout
 
 
-def _check_special(expand_x: Tensor, expert_ids: Tensor, options: Options) -> None:
+def _check_special(check: Checks, expand_x: Tensor, expert_ids: Tensor, options: Options) -> None:
     """ori_x and the constants of the constant experts."""
     tokens, hidden, constants = expert_ids.shape[0], expand_x.shape[1], options.const_expert_num
     shapes: dict[str, tuple] = {"ori_x": ((tokens, hidden),)}
@@ -142,18 +143,18 @@ def _check_special(expand_x: Tensor, expert_ids: Tensor, options: Options) -> No
         for name in shapes:
             if getattr(options, name) is None:
                 needs = "const_expert_num" if constants else "copy_expert_num"
-                _check.refuse(name, f"given with {needs} {getattr(options, needs)}", None)
+                check.refuse(name, f"given with {needs} {getattr(options, needs)}", None)
     for name, allowed in shapes.items():
         tensor = getattr(options, name)
         if tensor is None:
             continue
-        _check.dtype(name, tensor, (expand_x.dtype,))
-        _check.device(name, tensor, "expand_x", expand_x)
+        check.dtype(name, tensor, (expand_x.dtype,))
+        check.device(name, tensor, "expand_x", expand_x)
         text = " or ".join(str(list(shape)) for shape in allowed)
-        _check.rank(name, tensor, {len(shape) for shape in allowed}, text)
-        _check.size(tensor.shape[0] == allowed[0][0], name, f"of shape {text}", tensor)
+        check.rank(name, tensor, {len(shape) for shape in allowed}, text)
+        check.size(tensor.shape[0] == allowed[0][0], name, f"of shape {text}", tensor)
         if tensor.dim() == 2 and not (tensor.shape[1] == 1 and len(allowed) > 1):
-            _check.size(tensor.shape[1] == hidden, name, f"of shape {text}", tensor)
+            check.size(tensor.shape[1] == hidden, name, f"of shape {text}", tensor)
 
 
 def fake(
@@ -170,7 +171,7 @@ def fake(
 ) -> Tensor:
     """[BS, H] of expand_x's dtype; the group is not looked for."""
     layout = (group_ep, ep_world_size, ep_rank_id, moe_expert_num)
-    _check_arguments(expand_x, expert_ids, ep_send_counts, expert_scales, *layout, Options(**keywords))
+    _check_arguments(_check, expand_x, expert_ids, ep_send_counts, expert_scales, *layout, Options(**keywords))
     return expand_x.new_empty((expert_ids.shape[0], expand_x.shape[1]))
 
 
@@ -190,11 +191,29 @@ def combine(
 
     Raises ValueError on arguments that the documents exclude or that are not served, and what torch.distributed raises.
     """
-    options, named = Options(**keywords), (group_ep, ep_world_size, ep_rank_id, moe_expert_num)
-    whole = _check_arguments(expand_x, expert_ids, ep_send_counts, expert_scales, *named, options)
-    layout = distribute.scaled_down(_check, whole, options.elastic_info)
-    distribute.check_routing_values(_check, expert_ids, options.x_active_mask, layout)
-    group = expert_group.find(_check, "group_ep", group_ep, ep_world_size, ep_rank_id)
+    named = (group_ep, ep_world_size, ep_rank_id, moe_expert_num)
+    given = (expand_x, expert_ids, ep_send_counts, expert_scales)
+    return combined(_check, *given, *named, Options(**keywords)).to(expand_x.dtype)
+
+
+def combined(
+    check: Checks,
+    expand_x: Tensor,
+    expert_ids: Tensor,
+    ep_send_counts: Tensor,
+    expert_scales: Tensor,
+    group_ep: str,
+    ranks: int,
+    rank: int,
+    experts: int,
+    options: Options,
+) -> Tensor:
+    """y before it is rounded, float32, of the operator whose checks are given, which may be another form of this one."""
+    named = (group_ep, ranks, rank, experts)
+    whole = _check_arguments(check, expand_x, expert_ids, ep_send_counts, expert_scales, *named, options)
+    layout = distribute.scaled_down(check, whole, options.elastic_info)
+    distribute.check_routing_values(check, expert_ids, options.x_active_mask, layout)
+    group = expert_group.find(check, "group_ep", group_ep, ranks, rank)
     peers = expert_group.Peers(group, layout.members, options.performance_info)
     local = layout.slots_of(layout.rank)
 
@@ -202,7 +221,7 @@ def combine(
     counts = ends.diff(prepend=ends.new_zeros(1)).view(local, layout.ranks)  # [local expert, rank]
     send = counts.sum(0).tolist()
     if min(counts.flatten().tolist()) < 0 or sum(send) > len(expand_x):
-        _check.refuse("ep_send_counts", f"the dispatch's ep_recv_counts, up to {len(expand_x)} rows", ends.tolist())
+        check.refuse("ep_send_counts", f"the dispatch's ep_recv_counts, up to {len(expand_x)} rows", ends.tolist())
     route = layout.route(expert_ids, options.x_active_mask)
     receive = [int(part.sum()) for part in route.sizes.cpu().split(layout.slots_by_rank)]
 
@@ -234,7 +253,7 @@ def _weighted_sum(
         y = y + _of_special_experts(expert_ids, expert_scales, layout, options)
     if options.shared_expert_x is not None:
         y = y + options.shared_expert_x.reshape(tokens, hidden).float()
-    return y.to(rows.dtype)
+    return y
 
 
 def _of_special_experts(expert_ids: Tensor, expert_scales: Tensor, layout: Layout, options: Options) -> Tensor:

@@ -70,18 +70,18 @@ class Options(NamedTuple):
 
 
 def _check_arguments(
-    x: Tensor, expert_ids: Tensor, group_ep: str, ranks: int, rank: int, experts: int, options: Options
+    check: Checks, x: Tensor, expert_ids: Tensor, group_ep: str, ranks: int, rank: int, experts: int, options: Options
 ) -> Layout:
-    _check.rank("x", x, (2,), "[BS, H]")
-    _check.dtype("x", x, (*distribute.FLOATS, torch.int32))
+    check.rank("x", x, (2,), "[BS, H]")
+    check.dtype("x", x, (*distribute.FLOATS, torch.int32))
     layout = distribute.check_layout(
-        _check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num, options.special
+        check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num, options.special
     )
     for name in ("x_dtype", "scales_dtype"):
         if getattr(options, name) is not None:
-            _check.refuse(name, "None (its types have no fallback)", dtypes.name(getattr(options, name)))
+            check.refuse(name, "None (its types have no fallback)", dtypes.name(getattr(options, name)))
     distribute.check_common(
-        _check,
+        check,
         expert_ids,
         options.x_active_mask,
         layout,
@@ -93,33 +93,33 @@ def _check_arguments(
         elastic_info=options.elastic_info,
         performance_info=options.performance_info,
     )
-    _check.device("expert_ids", expert_ids, "x", x)
-    _check.size(expert_ids.shape[0] == x.shape[0], "expert_ids", f"of BS = {x.shape[0]}, x's first size", expert_ids)
+    check.device("expert_ids", expert_ids, "x", x)
+    check.size(expert_ids.shape[0] == x.shape[0], "expert_ids", f"of BS = {x.shape[0]}, x's first size", expert_ids)
     if options.global_bs:
         largest = options.global_bs // layout.ranks
-        _check.size(x.shape[0] <= largest, "x", f"of BS <= {largest}, global_bs of each rank", x)
+        check.size(x.shape[0] <= largest, "x", f"of BS <= {largest}, global_bs of each rank", x)
     packed = x.dtype == torch.int32
-    _check.value("quant_mode", options.quant_mode, (NO_QUANTIZATION,) if packed else (NO_QUANTIZATION, DYNAMIC))
+    check.value("quant_mode", options.quant_mode, (NO_QUANTIZATION,) if packed else (NO_QUANTIZATION, DYNAMIC))
     if options.y_dtype is not None and dtypes.from_number(options.y_dtype) != _y_dtype(x, options):
-        _check.refuse("y_dtype", f"None or {_y_dtype(x, options)}", dtypes.name(options.y_dtype))
-    _check.value("expert_token_nums_type", options.expert_token_nums_type, (0, 1))
+        check.refuse("y_dtype", f"None or {_y_dtype(x, options)}", dtypes.name(options.y_dtype))
+    check.value("expert_token_nums_type", options.expert_token_nums_type, (0, 1))
     if packed and options.scales is None:
-        _check.refuse("scales", "given with x of int32", None)
+        check.refuse("scales", "given with x of int32", None)
     if options.scales is not None:
         if options.quant_mode != DYNAMIC and not packed:
-            _check.refuse("scales", "None with quant_mode 0", f"shape {tuple(options.scales.shape)}")
+            check.refuse("scales", "None with quant_mode 0", f"shape {tuple(options.scales.shape)}")
         shape = (x.shape[0],) if packed else (layout.shared + layout.experts, x.shape[1])
-        _check.dtype("scales", options.scales, (torch.float32,))
-        _check.device("scales", options.scales, "x", x)
-        _check.rank("scales", options.scales, (len(shape),), "[BS]" if packed else "[experts, shared ones first, H]")
+        check.dtype("scales", options.scales, (torch.float32,))
+        check.device("scales", options.scales, "x", x)
+        check.rank("scales", options.scales, (len(shape),), "[BS]" if packed else "[experts, shared ones first, H]")
         for size, expected in zip(options.scales.shape, shape):
-            _check.size(size == expected, "scales", f"of shape {tuple(shape)}", options.scales)
+            check.size(size == expected, "scales", f"of shape {tuple(shape)}", options.scales)
     if options.expert_scales is not None:
-        _check.dtype("expert_scales", options.expert_scales, (torch.float32,))
-        _check.device("expert_scales", options.expert_scales, "x", x)
-        _check.rank("expert_scales", options.expert_scales, (2,), "[BS, K]")
+        check.dtype("expert_scales", options.expert_scales, (torch.float32,))
+        check.device("expert_scales", options.expert_scales, "x", x)
+        check.rank("expert_scales", options.expert_scales, (2,), "[BS, K]")
         for size, expected in zip(options.expert_scales.shape, expert_ids.shape):
-            _check.size(size == expected, "expert_scales", f"of shape {tuple(expert_ids.shape)}", options.expert_scales)
+            check.size(size == expected, "expert_scales", f"of shape {tuple(expert_ids.shape)}", options.expert_scales)
     return layout
 
 
@@ -159,7 +159,7 @@ def fake(
 ) -> tuple[Tensor, ...]:
     """Outputs by the layout; the group is not looked for."""
     options = Options(**keywords)
-    layout = _check_arguments(x, expert_ids, group_ep, ep_world_size, ep_rank_id, moe_expert_num, options)
+    layout = _check_arguments(_check, x, expert_ids, group_ep, ep_world_size, ep_rank_id, moe_expert_num, options)
     return _empty_outputs(x, expert_ids, layout, options, x.new_empty)
 
 
@@ -176,11 +176,18 @@ def dispatch(
 
     Raises ValueError on arguments that the documents exclude or that are not served, and what torch.distributed raises.
     """
-    options = Options(**keywords)
-    whole = _check_arguments(x, expert_ids, group_ep, ep_world_size, ep_rank_id, moe_expert_num, options)
-    layout = distribute.scaled_down(_check, whole, options.elastic_info)
-    distribute.check_routing_values(_check, expert_ids, options.x_active_mask, layout)
-    group = expert_group.find(_check, "group_ep", group_ep, ep_world_size, ep_rank_id)
+    named = (group_ep, ep_world_size, ep_rank_id, moe_expert_num)
+    return dispatched(_check, x, expert_ids, *named, Options(**keywords))
+
+
+def dispatched(
+    check: Checks, x: Tensor, expert_ids: Tensor, group_ep: str, ranks: int, rank: int, experts: int, options: Options
+) -> tuple[Tensor, ...]:
+    """The outputs of the operator whose checks are given, which may be another form of this one."""
+    whole = _check_arguments(check, x, expert_ids, group_ep, ranks, rank, experts, options)
+    layout = distribute.scaled_down(check, whole, options.elastic_info)
+    distribute.check_routing_values(check, expert_ids, options.x_active_mask, layout)
+    group = expert_group.find(check, "group_ep", group_ep, ranks, rank)
     peers = expert_group.Peers(group, layout.members, options.performance_info)
     local = layout.slots_of(layout.rank)
 
@@ -194,7 +201,7 @@ def dispatch(
     expand_x, dynamic_scales, assist_info, expert_token_nums, ep_recv_counts, tp_recv_counts, expand_scales = outputs
     total = sum(receive)
     if total > len(expand_x):
-        _check.refuse(
+        check.refuse(
             "global_bs", "the largest BS of a rank times the ranks where ranks differ in BS", options.global_bs
         )
 
