@@ -124,6 +124,9 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
     try:
         return operator.overload(*metas, **kwargs)
     except NotImplementedError as error:
+        outs = kwargs.get("out")
+        if outs is not None:  # what an out= form gives is what it was given
+            return outs
         if operator.function is not operator.overload:
             return operator.function(*metas, **kwargs)
         raise NotImplementedError(

@@ -1,0 +1,40 @@
+"""Attention in a captured graph: its lengths change between replays, by NPUGraph.update."""
+
+import pytest
+import torch
+import torch_npu
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_lengths_change_between_replays(version):
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, 1, 64, dtype=torch.bfloat16).npu()
+    key, value = (torch.randn(2, 2, 16, 64, dtype=torch.bfloat16).npu() for _ in range(2))
+    if version == 1:
+        operator, lengths = torch_npu.npu_fused_infer_attention_score, "actual_seq_lengths_kv"
+        options = dict(num_heads=4, num_key_value_heads=2, input_layout="BNSD", scale=0.125)
+    else:
+        operator, lengths = torch_npu.npu_fused_infer_attention_score_v2, "actual_seq_kvlen"
+        options = dict(num_query_heads=4, num_key_value_heads=2, input_layout="BNSD", softmax_scale=0.125)
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, stream=torch.npu.Stream(), auto_dispatch_capture=True):
+        captured = operator(query, key, value, **{lengths: [5, 9]}, **options)[0]
+    for given in ([5, 9], [16, 3], [1, 1]):
+        expected = operator(query, key, value, **{lengths: given}, **options)[0].cpu()
+        graph.replay()
+        graph.update(cpu_update_input=[{lengths: given}])
+        torch.npu.synchronize()
+        assert torch.equal(captured.cpu(), expected), given
+
+
+def test_the_out_form_writes_to_its_tensors():
+    query = torch.randn(2, 4, 1, 64, dtype=torch.bfloat16).npu()
+    key = torch.randn(2, 2, 16, 64, dtype=torch.bfloat16).npu()
+    options = dict(num_query_heads=4, num_key_value_heads=2, input_layout="BNSD", softmax_scale=0.125)
+    expected = torch_npu.npu_fused_infer_attention_score_v2(query, key, key, **options)[0]
+    out = [torch.empty_like(query), torch.empty(0).npu()]
+    torch_npu.npu_fused_infer_attention_score_v2.out(query, key, key, out=out, workspace=None, **options)
+    assert torch.equal(out[0].cpu(), expected.cpu())
+    with pytest.raises(ValueError, match="attention_out must have shape"):
+        wrong = [torch.empty(1).bfloat16().npu(), torch.empty(0).npu()]
+        torch_npu.npu_fused_infer_attention_score_v2.out(query, key, key, out=wrong, **options)
