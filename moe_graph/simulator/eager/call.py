@@ -17,7 +17,7 @@ from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
 from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, HOST_RESULTS
 from moe_graph.simulator.runtime import captured, launches
-from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias, to_npu
+from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias, to_npu
 
 _CPU = torch.device("cpu")
 _is_profiled = torch._C._autograd._profiler_enabled
@@ -203,6 +203,10 @@ class _Tensors:
 
     def _tensor_to_cpu(self, tensor: Tensor, fresh: bool) -> Tensor:
         if tensor.is_cpu:
+            if is_host_memory_of_device(tensor):
+                view = borrowed_view(tensor)
+                self._pairs.append((tensor, view, tensor.size(), False))
+                return view
             if tensor.dim() and not self._across:
                 self._refuse(tensor, self.device or "npu")
             return tensor

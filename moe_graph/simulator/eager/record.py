@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +15,18 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.runtime import captured, launches
-from moe_graph.simulator.runtime.tensors import borrowed_view, npu_alias
-
-Operator = Any  # call.Operator; that module imports this one
+from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias
 
 _CPU = torch.device("cpu")
+
+
+class Operator(Protocol):
+    """What is recorded: `call.Operator`."""
+
+    overload: torch._ops.OpOverload
+    function: Callable[..., Any]
+    position: int | None
+    draws: bool
 
 
 def stream_of(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.device, int]:
@@ -179,7 +186,7 @@ class _Arguments:
             return [self.to_cpu(item) for item in value]
         if not isinstance(value, Tensor):
             return value
-        if value.device.type == "npu":
+        if value.device.type == "npu" or is_host_memory_of_device(value):
             return borrowed_view(value)
         if value.dim():
             return value  # pinned memory, read or written at each replay

@@ -17,6 +17,11 @@ def is_npu(value: object) -> bool:
     return isinstance(value, Tensor) and not value.is_cpu and value.device.type == "npu"
 
 
+def is_host_memory_of_device(tensor: Tensor) -> bool:
+    """Is this a CPU tensor that the dispatcher takes for the device's? torch_npu makes such weak references (`TensorWeakRef`)."""
+    return tensor.is_cpu and torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.PrivateUse1)
+
+
 def cpu_view(tensor: Tensor) -> Tensor:
     """A CPU tensor over the memory of an NPU tensor: same shape, strides and dtype, nothing copied. Keeps that memory alive."""
     storage = tensor.untyped_storage()
