@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import (
 )
 from torch.distributed import distributed_c10d as c10d
 
+from moe_graph.simulator.communication import recorded
 from moe_graph.simulator.communication.operands import (
     as_bytes,
     as_list,
@@ -53,6 +54,7 @@ def install() -> None:
     _installed = True
     # torch_npu has registered it; up to torch 2.8 `register_backend` refuses a name that is there.
     plugins = dist.Backend._plugins
+    recorded.install(SimulatedHccl)
     plugins[_NAME.upper()] = plugins[_NAME.upper()]._replace(creator_fn=_create, extended_api=True)
     c10d._new_process_group_helper = _remembering_backends(c10d._new_process_group_helper)
 

@@ -10,6 +10,7 @@ import enum
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -260,6 +261,15 @@ def _export(serialized: bytes, options: dict[str, str]) -> None:
     )
 
 
+def _no_static_kernels(kind: int, path: str) -> None:
+    """torchair asks for descriptions of the launches, to compile a kernel for each. There are none, and it compiles none."""
+    warnings.warn(
+        "simulated device: static kernels (aclnn_static_shape_kernel) are off, they need CANN's operator compiler; "
+        "the launches run without them, to the same values",
+        stacklevel=2,
+    )
+
+
 def _refuse(what: str):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise NeedsCann(what)
@@ -282,8 +292,8 @@ def module() -> ModuleType:
     made.export = _export
     made.as_torch_tensors = _refuse("llm_datadist")
     made.AclmdlSetDump = _refuse("dumping data from the device (config.dump_config)")
-    made.AclopStartDumpArgs = _refuse("static kernel compilation")
-    made.AclopStopDumpArgs = _refuse("static kernel compilation")
+    made.AclopStartDumpArgs = _no_static_kernels
+    made.AclopStopDumpArgs = lambda kind: None
     made.InitDeviceStdoutChannel = _init_device_stdout_channel
     return made
 

@@ -92,6 +92,46 @@ SIM_API aclError aclrtSetStreamAttribute(aclrtStream stream, int32_t attribute, 
     return sim_check_stream("aclrtSetStreamAttribute", stream);
 }
 
+/* Descriptions of launches, which torch_npu asks for to compile a static kernel for each. There are none, and it compiles none. */
+SIM_API aclError aclopStartDumpArgs(uint32_t kind, const char *path)
+{
+    static bool said;
+    (void)kind;
+    (void)path;
+    if (!__atomic_exchange_n(&said, true, __ATOMIC_RELAXED))
+        fputs("simulated device: static kernels are off, they need CANN's operator compiler; the launches run without them, to the same "
+              "values\n", stderr);
+    return ACL_SUCCESS;
+}
+
+SIM_API aclError aclopStopDumpArgs(uint32_t kind)
+{
+    (void)kind;
+    return ACL_SUCCESS;
+}
+
+/* Super kernels fuse launches of a captured graph: the values are those of the launches one by one, as they run here. */
+SIM_API aclError aclskScopeBegin(const char *name, aclrtStream stream)
+{
+    (void)name;
+    return sim_check_stream("aclskScopeBegin", stream);
+}
+
+SIM_API aclError aclskScopeEnd(const char *name, aclrtStream stream)
+{
+    (void)name;
+    return sim_check_stream("aclskScopeEnd", stream);
+}
+
+SIM_API aclError aclmdlRIGetId(const void *model, uint32_t *id);
+
+SIM_API aclError aclskOptimize(const void *model, const void *options)
+{
+    (void)options;
+    uint32_t id;
+    return aclmdlRIGetId(model, &id);
+}
+
 SIM_API aclError aclrtSetStreamFailureMode(aclrtStream stream, uint64_t mode)
 {
     (void)mode;

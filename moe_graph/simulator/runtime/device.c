@@ -60,7 +60,7 @@ int32_t sim_current_device(void)
     return current_device;
 }
 
-static aclError check_device(const char *function, int32_t device)
+aclError sim_check_device(const char *function, int32_t device)
 {
     int32_t count = sim_device_count();
     if (device >= 0 && device < count)
@@ -103,7 +103,7 @@ SIM_API aclError aclrtGetDeviceCount(uint32_t *count)
 
 SIM_API aclError aclrtSetDevice(int32_t device)
 {
-    aclError error = check_device("aclrtSetDevice", device);
+    aclError error = sim_check_device("aclrtSetDevice", device);
     if (error != ACL_SUCCESS)
         return error;
     current_device = device;
@@ -123,7 +123,7 @@ SIM_API aclError aclrtGetDevice(int32_t *device)
 
 SIM_API aclError aclrtResetDevice(int32_t device)
 {
-    aclError error = check_device("aclrtResetDevice", device);
+    aclError error = sim_check_device("aclrtResetDevice", device);
     if (error != ACL_SUCCESS)
         return error;
     __atomic_store_n(&contexts[device].active, false, __ATOMIC_RELEASE);
@@ -152,7 +152,7 @@ SIM_API aclError aclrtSetCurrentContext(aclrtContext handle)
 
 SIM_API aclError aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_t *active)
 {
-    aclError error = check_device("aclrtGetPrimaryCtxState", device);
+    aclError error = sim_check_device("aclrtGetPrimaryCtxState", device);
     if (error != ACL_SUCCESS)
         return error;
     if (flags != NULL)
@@ -164,7 +164,7 @@ SIM_API aclError aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_
 
 SIM_API aclError aclrtGetLogicDevIdByUserDevId(const int32_t user, int32_t *const logical)
 {
-    aclError error = check_device("aclrtGetLogicDevIdByUserDevId", user);
+    aclError error = sim_check_device("aclrtGetLogicDevIdByUserDevId", user);
     if (error == ACL_SUCCESS && logical != NULL)
         *logical = user;
     return error;
@@ -173,9 +173,9 @@ SIM_API aclError aclrtGetLogicDevIdByUserDevId(const int32_t user, int32_t *cons
 /* Memory of every device is host memory, so any two devices reach each other. */
 SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer)
 {
-    aclError error = check_device("aclrtDeviceCanAccessPeer", device);
+    aclError error = sim_check_device("aclrtDeviceCanAccessPeer", device);
     if (error == ACL_SUCCESS)
-        error = check_device("aclrtDeviceCanAccessPeer", peer);
+        error = sim_check_device("aclrtDeviceCanAccessPeer", peer);
     if (error == ACL_SUCCESS && can == NULL)
         return null_argument("aclrtDeviceCanAccessPeer", "canAccessPeer");
     if (error == ACL_SUCCESS)
@@ -186,7 +186,7 @@ SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t 
 SIM_API aclError aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t flags)
 {
     (void)flags;
-    return check_device("aclrtDeviceEnablePeerAccess", peer);
+    return sim_check_device("aclrtDeviceEnablePeerAccess", peer);
 }
 
 /* ---- what a device is ---- */
@@ -203,7 +203,7 @@ SIM_API aclError aclrtGetDeviceInfo(uint32_t device, int32_t attribute, int64_t 
 {
     enum { AICPU = 1, AICORE = 101, CUBE = 102, VECTOR = 201, MEMORY = 301, L2 = 302, PHYSICAL_CHIP = 402, VIRTUAL = 501, ARCH = 601 };
     const sim_product *product = sim_current_product();
-    aclError error = check_device("aclrtGetDeviceInfo", (int32_t)device);
+    aclError error = sim_check_device("aclrtGetDeviceInfo", (int32_t)device);
     if (error != ACL_SUCCESS || product == NULL)
         return error != ACL_SUCCESS ? error : ACL_ERROR_INVALID_PARAM;
     if (value == NULL)
@@ -234,36 +234,9 @@ SIM_API aclError aclGetDeviceCapability(uint32_t device, int32_t capability, int
     return aclrtGetDeviceInfo(device, attribute[capability], value);
 }
 
-/* Limits of cores are not modelled as settings: what can be used is the whole device. */
-static aclError whole_device(const char *function, int32_t resource, uint32_t *value)
-{
-    const sim_product *product = sim_current_product();
-    if (product == NULL || value == NULL || (resource != 0 && resource != 1))
-        return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: no resource %d, or null value", function, resource);
-    *value = (uint32_t)(resource == 0 ? product->cube_cores : product->vector_cores);
-    return ACL_SUCCESS;
-}
-
-SIM_API aclError aclrtGetDeviceResLimit(int32_t device, int32_t resource, uint32_t *value)
-{
-    aclError error = check_device("aclrtGetDeviceResLimit", device);
-    return error != ACL_SUCCESS ? error : whole_device("aclrtGetDeviceResLimit", resource, value);
-}
-
-SIM_API aclError aclrtGetStreamResLimit(aclrtStream stream, int32_t resource, uint32_t *value)
-{
-    aclError error = sim_check_stream("aclrtGetStreamResLimit", stream);
-    return error != ACL_SUCCESS ? error : whole_device("aclrtGetStreamResLimit", resource, value);
-}
-
-SIM_API aclError aclrtGetResInCurrentThread(int32_t resource, uint32_t *value)
-{
-    return whole_device("aclrtGetResInCurrentThread", resource, value);
-}
-
 SIM_API aclError aclrtDeviceGetUuid(int32_t device, char *uuid)
 {
-    aclError error = check_device("aclrtDeviceGetUuid", device);
+    aclError error = sim_check_device("aclrtDeviceGetUuid", device);
     if (error != ACL_SUCCESS)
         return error;
     if (uuid == NULL)

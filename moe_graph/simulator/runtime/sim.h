@@ -5,6 +5,7 @@
  *
  *   error.c           the recent error message, codes, and how functions that are not modelled fail
  *   device.c          devices, contexts, products, versions
+ *   cores.c           limits of cores
  *   memory.c          device and host memory, copies
  *   virtual_memory.c  address ranges and physical memory mapped into them
  *   stream.c          streams and events
@@ -113,6 +114,7 @@ typedef struct {
 
 const sim_product *sim_current_product(void); /* NULL, with a message, if the environment names none */
 int32_t sim_device_count(void);               /* 0, with a message, if the environment gives no number */
+aclError sim_check_device(const char *function, int32_t device);
 int32_t sim_current_device(void);             /* -1 before the first aclrtSetDevice of this thread */
 
 /* ---- memory.c ---- */
@@ -160,6 +162,10 @@ void sim_forget_event(aclrtEvent event); /* it is destroyed */
 /* An error where a replay on the stream, or on the device, is stopped at a wait. */
 aclError sim_check_not_waiting(const char *function, aclrtStream stream);
 aclError sim_check_none_waiting(const char *function, int32_t device);
+
+/* ---- cores.c ---- */
+
+void sim_forget_limits(aclrtStream stream); /* it is destroyed */
 
 /* ---- faults.c ---- */
 

@@ -183,6 +183,7 @@ SIM_API aclError aclrtDestroyStream(aclrtStream handle)
     pthread_mutex_unlock(&lock);
     if (found == NULL)
         return no_stream("aclrtDestroyStream", handle);
+    sim_forget_limits(handle);
     free(found);
     return ACL_SUCCESS;
 }

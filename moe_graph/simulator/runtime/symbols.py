@@ -28,8 +28,15 @@ _PAIR = re.compile(r"(?:aclnn|Atb)[A-Z]")
 _KEYS = "N3c1016CachingAllocator26AcceleratorAllocatorConfig14getMutableKeys"
 ALLOCATOR_KEYS = (f"_Z{_KEYS}", f"_ZZ{_KEYS}", f"_ZGVZ{_KEYS}")
 _WORKSPACE = "GetWorkspaceSize"
-# Opened by name at run time, not linked: the operators, and what the profiler uses.
-_OPENED = ("libopapi.so", "libmsprofiler.so", "libmspti.so", "libascend_hal.so")
+# Opened by name at run time, not linked: the operators, what the profiler uses, super kernels, dumps.
+_OPENED = (
+    "libopapi.so",
+    "libmsprofiler.so",
+    "libmspti.so",
+    "libascend_hal.so",
+    "libascendsk.so",
+    "libascend_dump.so",
+)
 
 
 @dataclass(frozen=True)
