@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 """The version of torch, (2, 13)."""
 
+SingleLevelFunction: Any = torch.autograd.function._SingleLevelFunction
+"""The base of a torch.autograd.Function that a kernel under Autograd applies: torch.func has set its level up already there."""
+
 
 def schema_of(qualname: str) -> torch._C.FunctionSchema | None:
     """The schema of an operator, "npu::name" or "npu::name.overload", or None if nobody has defined it."""

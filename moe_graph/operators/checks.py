@@ -17,7 +17,11 @@ class Checks:
 
     def refuse(self, argument: str, allowed: str, got: object) -> NoReturn:
         """Raise the error."""
-        raise ValueError(f"{self._operator}: {argument} must be {allowed}, got {got}")
+        raise ValueError(self.message(argument, allowed, got))
+
+    def message(self, argument: str, allowed: str, got: object) -> str:
+        """The error's text."""
+        return f"{self._operator}: {argument} must be {allowed}, got {got}"
 
     def value(self, argument: str, value: object, allowed: Collection) -> None:
         """One of the allowed values. A bool is no number: an attribute given as True is a slip, not a mode."""

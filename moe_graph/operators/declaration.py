@@ -7,14 +7,13 @@ From that one declaration come the any-device fallback and the fake implementati
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from moe_graph.foundation import compat
+from moe_graph.foundation import compat, transforms
 from moe_graph.operators.ge import GeKernel
 
 NAMESPACE = "npu"
@@ -76,6 +75,7 @@ def declare(
     fallback: Callable,
     differentiable: bool = False,
     autograd: Callable | None = None,
+    vmap: transforms.Rule | None = None,
     ge: Sequence[GeKernel] = (),
     refined_fake: Callable | None = None,
 ) -> Operator:
@@ -85,18 +85,22 @@ def declare(
         schema: of the operator, without its namespace.
         fake: the fake implementation where torch_npu is not loaded, or has none.
         fallback: the kernel for any device; the reference.
-        differentiable: the fallback is composed of operators that torch differentiates; its gradient is theirs. A gradient that
-            torch_npu has for NPU tensors keeps precedence.
+        differentiable: the fallback is composed of operators that torch differentiates and batches; its derivatives and its rule for
+            vmap are theirs. A gradient that torch_npu has for NPU tensors keeps precedence.
         autograd: the kernel under Autograd of an operator that records a gradient of its own.
+        vmap: how the operator is called on a batch, if not as what its fallback is composed of.
         ge: the GE types it lowers to.
         refined_fake: see `Operator`.
     """
     kernels: dict[str, Callable] = {"CompositeExplicitAutograd": fallback, "Meta": fake}
     operator = Operator(schema, fallback, kernels, tuple(ge), refined_fake)
     if differentiable:
-        kernels["Autograd"] = _composed_gradient(operator, fallback)
+        kernels["Autograd"] = _composed_derivatives(operator, fallback)
+        kernels["FuncTorchBatched"] = _composed_batches(operator, fallback)
     if autograd is not None:
         kernels["Autograd"] = autograd
+    if vmap is not None:
+        kernels.update(transforms.vmap_kernels(schema, lambda: operator.overload, vmap))
     return operator
 
 
@@ -111,31 +115,45 @@ def of_torch_npu(name: str, reference: Callable, *, ge: Sequence[GeKernel] = ())
     return Operator(name, reference, ge=tuple(ge))
 
 
-def _composed_gradient(operator: Operator, fallback: Callable) -> Callable:
-    """The kernel under Autograd: with a gradient to record it is the fallback's own operators that are recorded.
+def _composed_derivatives(operator: Operator, fallback: Callable) -> Callable:
+    """The kernel under Autograd: with a derivative to take it is the fallback's own operators that are recorded.
 
-    What the fallback refuses, a device may compute: the operator decides, without a gradient, as it does without this package.
+    A call that a device's kernel serves and the fallback does not has results all the same; to ask for their gradient is an error.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((*args, *kwargs.values()))):
-            try:
-                return fallback(*args, **kwargs)
-            except ValueError:
-                pass
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.overload(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        if not transforms.is_differentiated(*given):
+            return transforms.below_autograd(operator.overload, *args, **kwargs)
+        try:
+            return fallback(*args, **kwargs)
+        except (ValueError, NotImplementedError) as error:
+            refused = error
+        # Without a kernel of the device's own it is the fallback that is called here, and raises the same error.
+        return transforms.without_gradient(
+            transforms.below_autograd(operator.overload, *args, **kwargs), given, why=refused
+        )
 
-    call.__name__ = call.__qualname__ = f"{operator.name.replace('.', '_')}_autograd"
+    return _named(call, operator, "autograd")
+
+
+def _composed_batches(operator: Operator, fallback: Callable) -> Callable:
+    """The kernel under FuncTorchBatched: the fallback's own operators, each by its rule; what it does not serve sample by sample."""
+    rule = transforms.each_sample(lambda: operator.overload)
+    by_sample = transforms.vmap_kernels(operator.schema, lambda: operator.overload, rule)["FuncTorchBatched"]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fallback(*args, **kwargs)
+        except (ValueError, NotImplementedError):
+            return by_sample(*args, **kwargs)
+
+    return _named(call, operator, "batched")
+
+
+def _named(call: Callable, operator: Operator, what: str) -> Callable:
+    call.__name__ = call.__qualname__ = f"{operator.name.replace('.', '_')}_{what}"
     return call
-
-
-def _tensors(values: tuple) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(tuple(value))
 
 
 def is_defined(operator: Operator) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_graph.foundation import compat, contract
 from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput
-from moe_graph.re_routing import fallback
+from moe_graph.re_routing import device, fallback
 from moe_graph.re_routing.autograd import un_route
 from moe_graph.re_routing.buffers import check_buffers, has_memory
 
@@ -52,14 +52,14 @@ def moe_re_routing(
             raise ValueError(f"{contract.NAME}: tokens_dtype must be None with this torch_npu, got {tokens_dtype}")
         arguments["tokens_dtype"] = tokens_dtype
     if out is None:
-        return MoeReRoutingOutput(*contract.operator()(tokens, expert_token_num_per_rank, **arguments))
+        return device.re_routing(tokens, expert_token_num_per_rank, **arguments)
 
     check_buffers(out, tokens, expert_token_num_per_rank, **arguments)
     if tokens.device.type == "cpu" and has_memory(tokens):
         with torch.no_grad():
             return MoeReRoutingOutput(*fallback.re_routing(tokens, expert_token_num_per_rank, **arguments, out=out))
     # A device's own kernel, or the fake implementation, allocates its outputs.
-    results = contract.operator()(tokens, expert_token_num_per_rank, **arguments)
+    results = device.re_routing(tokens, expert_token_num_per_rank, **arguments)
     return MoeReRoutingOutput(*(r if buffer is None else buffer.copy_(r) for buffer, r in zip(out, results)))
 
 

@@ -31,6 +31,7 @@ RE_ROUTING = operators.Operator(
         "CompositeExplicitAutograd": fallback.re_routing,
         "Meta": fake_re_routing,
         "Autograd": autograd.re_routing,
+        **autograd.vmap,
     },
 )
 OPERATORS = (RE_ROUTING, *operators.OPERATORS)

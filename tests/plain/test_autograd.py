@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import cases
 import moe_graph
@@ -30,10 +31,21 @@ def test_gradcheck(idx_type, expert_token_num_type):
             tokens, counts, per_token_scales=scales, idx_type=idx_type, expert_token_num_type=expert_token_num_type
         )[:2]
 
-    torch.autograd.gradcheck(differentiable, (tokens, scales))
-    torch.autograd.gradgradcheck(differentiable, (tokens, scales))
-    torch.autograd.gradcheck(lambda t: operator(t, counts)[0], (tokens,))
-    torch.autograd.gradcheck(lambda t, s: tuple(moe_graph.moe_un_routing(t, counts, s)), (tokens, scales))
+    forward = dict(check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    torch.autograd.gradcheck(differentiable, (tokens, scales), **forward)
+    torch.autograd.gradgradcheck(differentiable, (tokens, scales), check_fwd_over_rev=True, check_batched_grad=True)
+    torch.autograd.gradcheck(lambda t: operator(t, counts)[0], (tokens,), **forward)
+    torch.autograd.gradcheck(lambda t, s: tuple(moe_graph.moe_un_routing(t, counts, s)), (tokens, scales), **forward)
+
+
+def test_tangents_need_no_gradient_and_no_grad_mode():
+    """The wrong one would be a tangent of zeros, or none, without an error."""
+    tokens, counts, scales = (x.detach() for x in inputs())
+    tangent = torch.randn_like(tokens)
+    with forward_ad.dual_level(), torch.no_grad():
+        outputs = operator(forward_ad.make_dual(tokens, tangent), counts, per_token_scales=scales)
+        tangents = [forward_ad.unpack_dual(x).tangent for x in outputs]
+        assert torch.equal(tangents[0], tangent[outputs[2]]) and tangents[1:] == [None] * 3
 
 
 @settings(max_examples=50, deadline=None)

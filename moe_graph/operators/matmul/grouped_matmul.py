@@ -36,7 +36,7 @@ from moe_graph.operators.matmul.grouped_matmul_checks import (
     check,
     check_arguments,
 )
-from moe_graph.operators.matmul.grouped_matmul_gradient import grouped_matmul_autograd
+from moe_graph.operators.matmul.grouped_matmul_gradient import grouped_matmul_autograd, grouped_matmul_batches
 
 # |int8 * int8| <= 2 ** 14, so sums of so many products are whole numbers that float32 holds exactly, in whatever order they are added.
 _EXACT_PRODUCTS = 1024
@@ -294,6 +294,7 @@ OPERATOR = declare(
     fake=fake,
     fallback=grouped_matmul,
     autograd=grouped_matmul_autograd,
+    vmap=grouped_matmul_batches,
     ge=[GeKernel("GroupedMatmul", _ge_grouped_matmul)],
 )
 LIST_OPERATOR = declare(
@@ -301,5 +302,6 @@ LIST_OPERATOR = declare(
     fake=fake,
     fallback=grouped_matmul,
     autograd=grouped_matmul_autograd,
+    vmap=grouped_matmul_batches,
     refined_fake=_refined_fake,
 )

@@ -1,22 +1,26 @@
-"""The gradient of `npu_grouped_matmul` in x, weight and bias, for calls that are not quantized.
+"""Derivatives and batches of `npu_grouped_matmul`: the gradient and the tangent in x, weight and bias, for calls that are not quantized.
 
 Where groups share a tensor it is the operator again, with the same group_list, so it needs no sizes on the host, runs on a device's
 kernel, becomes GroupedMatmul nodes in graph mode, and is differentiable itself:
 
     rows grouped (group_type 0)      dx = gmm(dy, weight transposed, rows)     dweight = gmm(x transposed, dy, columns)
     columns grouped (group_type 2)   dx = gmm(weight, dy transposed, rows) transposed     dweight = gmm(x transposed, dy, rows)
+
+A batch (vmap) is one call where x or the weights are the same for all samples: a batch of x is more rows in each group, a batch of
+weights more columns N. Where both differ it is a call for each sample.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_graph.foundation import compat, transforms
 from moe_graph.operators.matmul.grouped_matmul_checks import (
     CUMSUM,
     KEY_VALUE,
@@ -29,21 +33,25 @@ from moe_graph.operators.matmul.grouped_matmul_checks import (
 
 
 def grouped_matmul_autograd(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
-    """The kernel under Autograd. Without a gradient to record, and with torch_npu for a form that has none, it only passes the call on."""
+    """The kernel under Autograd. Without a derivative to take it only passes the call on.
+
+    A call without a gradient, as a quantized one, has results all the same; to ask for their gradient is an error.
+    """
     options = Options(**keywords)
-    tensors = (*x, *weight, *(options.bias or ()))
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _all_tensors(x, weight, options))):
-        return _below_autograd(x, weight, keywords)
+    call = functools.partial(transforms.below_autograd, _operator(options))
+    everything = (*_all_tensors(x, weight, options),)
+    if not transforms.is_differentiated(*everything):
+        return call(x, weight, **keywords)
     try:
         form = check_arguments(x, weight, options)
         if form.quantized:
             check.refuse("x and weight", "of one floating point dtype where a gradient is required", x[0].dtype)
-    except ValueError:
-        if "torch_npu" not in sys.modules:
-            raise
-        # A device may compute it, without a gradient, as it does without this package.
-        return _below_autograd(x, weight, keywords)
-    return list(_GroupedMatmul.apply(len(x), len(weight), form, options, keywords, *tensors))
+    except (ValueError, NotImplementedError) as error:
+        refused = error
+    else:
+        tensors, modes = (*x, *weight, *(options.bias or ())), transforms.with_modes(call)
+        return list(transforms.record(_GroupedMatmul, len(x), len(weight), form, options, modes, *tensors))
+    return transforms.without_gradient(call(x, weight, **keywords), everything, why=refused)
 
 
 def _all_tensors(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> list[Tensor]:
@@ -57,29 +65,31 @@ def _operator(options: Options) -> torch._ops.OpOverload:
     return packet.List if integers else packet.default
 
 
-def _below_autograd(x: Sequence[Tensor], weight: Sequence[Tensor], keywords: dict[str, Any]) -> list[Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
-        return _operator(Options(**keywords))(x, weight, **keywords)
+def _keywords(options: Options) -> dict[str, Any]:
+    """The keyword arguments, those that are not the schema's defaults."""
+    return {field.name: value for field in fields(options) if (value := getattr(options, field.name)) != field.default}
 
 
-class _GroupedMatmul(torch.autograd.Function):
+class _GroupedMatmul(compat.SingleLevelFunction):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, x_count: int, weight_count: int, form: Form, options: Options, keywords: dict, *tensors: Tensor
+        ctx: Any, x_count: int, weight_count: int, form: Form, options: Options, call: Callable, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        x, weight, bias = _split(tensors, x_count, weight_count)
         ctx.counts, ctx.form, ctx.options = (x_count, weight_count), form, replace(options, bias=None, group_list=None)
-        ctx.biases = [(bias.shape, bias.dtype) for bias in options.bias or ()]
+        ctx.biases = [(of_group.shape, of_group.dtype) for of_group in bias]
         listed = options.group_list
         ctx.integers = None if isinstance(listed, Tensor) else listed
-        ctx.save_for_backward(*((listed,) if isinstance(listed, Tensor) else ()), *tensors[: x_count + weight_count])
-        return tuple(_below_autograd(tensors[:x_count], tensors[x_count : x_count + weight_count], keywords))
+        ctx.save_for_backward(*((listed,) if isinstance(listed, Tensor) else ()), *x, *weight)
+        ctx.save_for_forward(*((listed,) if isinstance(listed, Tensor) else ()), *tensors)
+        return tuple(call(x, weight, **_keywords(replace(options, bias=bias or None))))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         x_count, weight_count = ctx.counts
-        saved = list(ctx.saved_tensors)
-        listed = saved.pop(0) if len(saved) > x_count + weight_count else ctx.integers
-        x, weight, options = saved[:x_count], saved[x_count:], replace(ctx.options, group_list=listed)
+        listed, saved = _listed(ctx, x_count + weight_count)
+        x, weight, _ = _split(saved, x_count, weight_count)
+        options = replace(ctx.options, group_list=listed)
         needed = ctx.needs_input_grad[5:]
         needs_x, needs_weight = any(needed[:x_count]), any(needed[x_count : x_count + weight_count])
         gradient = _gradient_of_columns if ctx.form.axis is Axis.COLUMNS else _gradient_of_rows
@@ -93,6 +103,39 @@ class _GroupedMatmul(torch.autograd.Function):
             else [None] * len(ctx.biases)
         )
         return None, None, None, None, None, *grad_x, *grad_weight, *grad_bias
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        """The product rule, each term one call: dx @ weight, and x @ dweight + dbias."""
+        x_count, weight_count = ctx.counts
+        listed, saved = _listed(ctx, x_count + weight_count + len(ctx.biases))
+        options = replace(ctx.options, group_list=listed)
+        x, weight, bias = _split(saved, x_count, weight_count)
+        dx, dweight, dbias = _split(given[5:], x_count, weight_count)
+        terms, call = [], _operator(options)
+        with transforms.seen_by_vmap():
+            if any(tangent is not None for tangent in dx):
+                terms.append(call(_filled(dx, x), weight, **_keywords(options)))
+            if any(tangent is not None for tangent in (*dweight, *dbias)):
+                with_bias = replace(options, bias=_filled(dbias, bias) or None)
+                terms.append(call(x, _filled(dweight, weight), **_keywords(with_bias)))
+        return tuple(sum(rest, first) for first, *rest in zip(*terms))
+
+
+def _split(tensors: Sequence[Any], x_count: int, weight_count: int) -> tuple[list, list, list]:
+    """x, weight, bias."""
+    end = x_count + weight_count
+    return list(tensors[:x_count]), list(tensors[x_count:end]), list(tensors[end:])
+
+
+def _listed(ctx: Any, count: int) -> tuple[Tensor | Sequence[int] | None, list[Tensor]]:
+    """group_list, and the `count` tensors that were saved beside it."""
+    saved = list(ctx.saved_tensors)
+    return (saved.pop(0) if len(saved) > count else ctx.integers), saved
+
+
+def _filled(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if tangent is None else tangent for tangent, x in zip(tangents, like)]
 
 
 def _call(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options, group_type: int) -> Tensor:
@@ -138,10 +181,14 @@ def _gradient_of_parts(
         grads = grads[0].split([part.shape[0] for part in parts] + [rest_rows])[:-1]
     grad_parts = [grad @ matrix.t() for grad, matrix in zip(grads, weight)]
     pairs = zip(parts, grads)
-    grad_weight = [part.flatten(0, -2).t() @ grad.flatten(0, -2) for part, grad in pairs]
+    grad_weight = [_rows(part).t() @ _rows(grad) for part, grad in pairs]
     if len(parts) != len(x) or rest_rows:
         grad_parts = [torch.cat([*grad_parts, whole.new_zeros((rest_rows, whole.shape[1]))])]
     return grad_parts, grad_weight
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _gradient_of_bias(
@@ -150,7 +197,7 @@ def _gradient_of_bias(
     """The sum of each group's rows."""
     groups = biases[0][0][0] if form.stacked else len(biases)
     if not form.joined:
-        totals = [grad.float().flatten(0, -2).sum(0) for grad in grads]
+        totals = [_rows(grad).float().sum(0) for grad in grads]
         return [total.to(dtype) for total, (_, dtype) in zip(totals, biases)]
     (grad,) = grads
     group = _group_of_rows(x, options, groups, grad)
@@ -178,3 +225,50 @@ def _group_of_rows(x: Sequence[Tensor], options: Options, groups: int, grad: Ten
     if isinstance(listed, Tensor) and options.group_list_type == KEY_VALUE:
         return torch.cat([listed[:, 0], listed.new_full((1,), groups)])[position]
     return position
+
+
+def grouped_matmul_batches(
+    batch: transforms.Batch, x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any
+) -> tuple[Any, Any]:
+    """The rule for vmap."""
+    options = Options(**keywords)
+    of_columns = ("bias", "scale", "antiquant_scale", "antiquant_offset")  # one value for each column N
+    widens = batch.has(weight, *(getattr(options, name) for name in of_columns))
+    lengthens = batch.has(x, options.per_token_scale)
+    operator = _operator(options)
+    if batch.has(options.group_list) or (widens and lengthens):
+        return transforms.each_sample(lambda: operator)(batch, x, weight, **keywords)
+    if widens:
+        given = {name: getattr(options, name) for name in of_columns if getattr(options, name)}
+        keywords = {
+            **_keywords(options),
+            **{name: [_wide(batch, t) for t in tensors] for name, tensors in given.items()},
+        }
+        outputs = operator(x, [_wide(batch, matrix) for matrix in weight], **keywords)
+        outputs = [y.unflatten(-1, (batch.size, -1)).movedim(-2, 0) for y in outputs]
+    else:
+        listed, scales = options.group_list, options.per_token_scale
+        if listed is not None and options.group_type != 2:
+            listed = _longer(listed, batch.size, options.group_list_type)
+        options = replace(options, group_list=listed, per_token_scale=scales and [_long(batch, t) for t in scales])
+        outputs = operator([_long(batch, matrix) for matrix in x], weight, **_keywords(options))
+        rows = 1 if options.group_type == 2 and options.split_item in (2, 3) else 0
+        outputs = [y.unflatten(rows, (-1, batch.size)).movedim(rows + 1, 0) for y in outputs]
+    return outputs, [True] * len(outputs)
+
+
+def _wide(batch: transforms.Batch, x: Tensor) -> Tensor:
+    """[..., N] for each sample -> [..., B * N]"""
+    return batch.whole(x).movedim(0, -2).flatten(-2)
+
+
+def _long(batch: transforms.Batch, x: Tensor) -> Tensor:
+    """[M, ...] for each sample -> [M * B, ...]"""
+    return batch.whole(x).movedim(0, 1).flatten(0, 1)
+
+
+def _longer(listed: Tensor | Sequence[int], size: int, kind: int | None) -> Tensor | list[int]:
+    """group_list of groups `size` times as long."""
+    if not isinstance(listed, Tensor):
+        return [end * size for end in listed]
+    return listed * listed.new_tensor([1, size]) if kind == KEY_VALUE else listed * size

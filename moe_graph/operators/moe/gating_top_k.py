@@ -128,7 +128,7 @@ def _within_best_groups(ranked: Tensor, k_group: int, group_count: int, mode: in
     """`ranked` [N, E], with -inf in all but the `k_group` best groups."""
     grouped = ranked.unflatten(-1, (group_count, -1))  # [N, groups, E / groups]
     scores = grouped.amax(-1) if mode == MAXIMUM else grouped.topk(2, dim=-1).values.sum(-1)
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, largest(scores, k_group), True)
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, largest(scores, k_group), True)
     return grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
 
 

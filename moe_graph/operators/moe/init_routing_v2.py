@@ -229,8 +229,8 @@ class _Order(NamedTuple):
         experts = torch.where(experts < start, torch.iinfo(experts.dtype).max, experts - start)
         expert, slots = experts.sort(stable=True)
         expert = expert.clamp_max(end - start)
-        numbers = torch.arange(end - start, device=experts.device, dtype=experts.dtype)
-        return cls(slots, expert, torch.searchsorted(expert, numbers, right=True), max(expert_idx.shape[1], 1))
+        counts = slots.new_zeros(end - start + 1).scatter_add(0, expert.long(), torch.ones_like(slots))
+        return cls(slots, expert, counts.cumsum(0)[:-1], max(expert_idx.shape[1], 1))
 
     @property
     def places(self) -> Tensor:
@@ -251,7 +251,7 @@ def _all_rows(order: _Order, options: Options) -> tuple[_Rows, Tensor]:
     if options.row_idx_type == SCATTER:
         index = order.slots
     else:
-        index = torch.empty_like(order.slots).scatter_(0, order.slots, torch.where(valid, order.places, -1))
+        index = torch.empty_like(order.slots).scatter(0, order.slots, torch.where(valid, order.places, -1))
     return _Rows(order.slots[:count] // order.width, order.expert[:count], valid[:count]), index
 
 
@@ -262,8 +262,8 @@ def _capacity_rows(order: _Order, options: Options) -> tuple[_Rows, Tensor]:
     within = order.places - starts[order.expert.long()]
     kept = (within < capacity) & (order.expert < options.expert_num)
     target = order.expert * capacity + within
-    index = torch.empty_like(order.slots).scatter_(0, order.slots, torch.where(kept, target, -1))
-    source = order.slots.new_full((rows + 1,), -1).scatter_(0, torch.where(kept, target, rows), order.slots)[:rows]
+    index = torch.empty_like(order.slots).scatter(0, order.slots, torch.where(kept, target, -1))
+    source = order.slots.new_full((rows + 1,), -1).scatter(0, torch.where(kept, target, rows), order.slots)[:rows]
     expert = torch.arange(rows, device=source.device) // capacity
     return _Rows(source.clamp_min(0) // order.width, expert, source >= 0), index
 
@@ -286,7 +286,7 @@ def _expanded(x: Tensor, rows: _Rows, options: Options) -> tuple[Tensor, Tensor]
         of_row = x.new_zeros(len(rows.token), dtype=torch.float32)
         if of_token is not None:
             of_row = of_token.flatten().index_select(0, rows.token)
-    expanded.masked_fill_(~rows.valid.unsqueeze(1), 0)
+    expanded = expanded.masked_fill(~rows.valid.unsqueeze(1), 0)
     if mode == STATIC:
         return expanded, x.new_zeros((), dtype=torch.float32)
     return expanded, of_row.flatten().masked_fill(~rows.valid, 0)
@@ -303,7 +303,7 @@ def _tokens(ends: Tensor, options: Options) -> Tensor:
     used = counts > 0
     position = torch.where(used, used.cumsum(0) - 1, options.expert_num)
     pairs = ends.new_zeros((options.expert_num + 1, 2))
-    return pairs.index_copy_(0, position, torch.stack((numbers, counts), 1))[:-1].clone()
+    return pairs.index_copy(0, position, torch.stack((numbers.expand_as(counts), counts), 1))[:-1].clone()
 
 
 def _ge_moe_init_routing_v3(

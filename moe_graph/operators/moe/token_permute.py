@@ -81,7 +81,7 @@ def token_permute(
     """permuted_tokens and sorted_indices, as the module's document says. Raises ValueError on what it excludes."""
     k = _check_arguments(tokens, indices, num_out_tokens, padded_mode)
     copies = indices.flatten().sort(stable=True).indices
-    places = torch.empty_like(copies).scatter_(0, copies, torch.arange(len(copies), device=copies.device))
+    places = torch.empty_like(copies).scatter(0, copies, torch.arange(len(copies), device=copies.device))
     kept = copies[: _rows(len(copies), num_out_tokens)]
     return tokens.index_select(0, kept // k), places.to(torch.int32)
 

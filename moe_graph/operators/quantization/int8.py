@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
-from moe_graph.foundation import settings
+from moe_graph.foundation import settings, transforms
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.ge import GeType
 
@@ -38,9 +39,17 @@ def group_of_rows(ends: Tensor, rows: int) -> Tensor:
 
 
 def check_values(check: Checks, argument: str, values: Tensor, valid: Tensor, allowed: str) -> None:
-    """Raise ValueError unless the one truth value `valid` holds; where `moe_graph.foundation.settings.checks_values` says so."""
-    if settings.checks_values(values) and not bool(valid):
-        check.refuse(argument, allowed, values.tolist())
+    """Raise ValueError unless the one truth value `valid` holds; where `moe_graph.foundation.settings.checks_values` says so.
+
+    While torch.compile traces, as it does a recorded gradient, it becomes an assertion in the graph, a RuntimeError.
+    """
+    if not settings.checks_values(values):
+        return
+    valid = transforms.plain(valid).all()
+    if detect_fake_mode([valid]) is not None:  # traced by torch.compile: looked at when it runs
+        torch._assert_async(valid, check.message(argument, allowed, "other values"))
+    elif not bool(valid):
+        check.refuse(argument, allowed, transforms.plain(values).tolist())
 
 
 def only_int8(dst_type: GeType) -> None:
