@@ -2,7 +2,8 @@
 
     query   as `sparse` says, float16 or bfloat16; its last rope_head_dim elements are its rope
     key     int8; of a token its elements (D of them), its rope in the bytes of query's dtype, and the bytes of a float32 scale for each
-            tile_size elements: 512 + 2 * 64 + 4 * 4 of latent attention. value is the same
+            tile_size elements: 512 + 2 * 64 + 4 * 4 of latent attention
+    value   int8: the same cache, of which the elements alone may be given; values are read from key, as there is but one cache
     -> attention_out   query's dtype, query's shape without the rope
 
 Elements times their scale are rounded to query's dtype, as on the device. key_quant_mode and value_quant_mode are 2 (by tile),
@@ -77,20 +78,21 @@ def kv_quant_sparse_flash_attention(
         _check.refuse(
             "query", f"of tiles of {tile_size} elements and {rope_head_dim} of rope", f"shape {tuple(query.shape)}"
         )
-    keys, ropes = _dequantized("key", found.keys_of("key", key), width, rope_head_dim, tile_size, query.dtype)
-    values, _ = _dequantized("value", found.keys_of("value", value), width, rope_head_dim, tile_size, query.dtype)
+    keys, ropes = _dequantized(found.keys_of("key", key), width, rope_head_dim, tile_size, query.dtype)
+    if value.shape[:-1] != key.shape[:-1]:
+        _check.refuse(
+            "value", f"of shape {list(key.shape[:-1])} and a last size, as key", f"shape {tuple(value.shape)}"
+        )
     chosen = chosen_keys(_check, found, sparse_indices, sparse_block_size, sparse_mode)
     queries, whole = found.queries_of("query", query).float(), torch.cat([keys, ropes], -1)
-    return attend_chosen(_check, found, queries, whole, values, chosen, scale_value, sinks, query.dtype, False)[0]
+    return attend_chosen(_check, found, queries, whole, keys, chosen, scale_value, sinks, query.dtype, False)[0]
 
 
-def _dequantized(
-    name: str, cache: Tensor, width: int, rope: int, tile: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _dequantized(cache: Tensor, width: int, rope: int, tile: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Elements and rope of the cache's tokens, [..., width] and [..., rope], float32."""
     sizes = [width, rope * dtype.itemsize, width // tile * 4]
     if cache.shape[-1] != sum(sizes):
-        _check.refuse(name, f"of a last size {sum(sizes)}: {sizes} bytes", cache.shape[-1])
+        _check.refuse("key", f"of a last size {sum(sizes)}: {sizes} bytes", cache.shape[-1])
     elements, ropes, scales = (part.clone(memory_format=torch.contiguous_format) for part in cache.split(sizes, -1))
     scaled = elements.float() * scales.view(torch.float32).repeat_interleave(tile, -1)
     return scaled.to(dtype).float(), ropes.view(dtype).float()

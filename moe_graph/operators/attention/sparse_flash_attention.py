@@ -80,8 +80,12 @@ def chosen_keys(check: Checks, found: Sides, indices: Tensor, block_size: int, s
     check.dtype("sparse_indices", indices, (torch.int32,))
     if block_size < 1 or block_size & (block_size - 1):
         check.refuse("sparse_block_size", "a power of 2", block_size)
-    if indices.dim() != len(found.layout_query) or indices.shape[-2] != 1:
-        check.refuse("sparse_indices", f"{found.layout_query} with one head", f"shape {tuple(indices.shape)}")
+    if indices.dim() != len(found.layout_query) or indices.shape[-2] != 1 or not indices.shape[-1]:
+        check.refuse(
+            "sparse_indices",
+            f"{found.layout_query} with one head and at least one choice",
+            f"shape {tuple(indices.shape)}",
+        )
     blocks = found.queries_of("sparse_indices", indices)[:, 0].long()  # [B, S, count]
     if blocks.shape[:2] != (found.batch, found.queries.rows):
         check.refuse("sparse_indices", "of as many rows as query", f"shape {tuple(indices.shape)}")
