@@ -50,6 +50,13 @@ def test_gradients_equal_the_cpus(name):
         torch.testing.assert_close(on_npu.cpu(), on_cpu)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_refused_argument_is_a_runtime_error_as_torch_npus(kind):
+    x, weight = torch.ones(2, 3).npu(), torch.ones(2, 3, 3).npu()
+    with pytest.raises(kind, match="npu_grouped_matmul: group_type must be one of -1, 0, 2"):
+        torch_npu.npu_grouped_matmul([x], [weight], group_list=torch.tensor([1, 2]).npu(), group_type=1, split_item=3)
+
+
 @pytest.mark.parametrize("operator", family.OPERATORS, ids=lambda operator: operator.name)
 def test_every_operator_has_a_kernel_for_the_device(operator):
     need_torch(2, 9)  # the dispatcher names no files before

@@ -116,16 +116,23 @@ def test_unregistering_leaves_torch_npu_as_it_was():
 import torch, torch_npu, torchair
 torchair.CompilerConfig
 from torchair._ge_concrete_graph.ge_converter import custom
-operator = torch.ops.npu.npu_moe_re_routing.default
-name = "npu::npu_moe_re_routing"
+names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("npu::"))
+def overload(name):
+    name, _, suffix = name.partition("::")[2].partition(".")
+    return getattr(getattr(torch.ops.npu, name), suffix or "default")
 def state():
-    kernels = [line for line in torch._C._dispatch_dump(name).splitlines() if "registered at" in line]
-    records = {key for key in torch.library._impls if key.startswith("npu/npu_moe_re_routing/")}
-    return kernels, operator._ge_converter, records, list(sys.meta_path), operator._schema
+    dumps = {name: torch._C._dispatch_dump(name).splitlines() for name in names}
+    kernels = {name: [line for line in dump if "registered at" in line] for name, dump in dumps.items()}
+    converters = {name: getattr(overload(name), "_ge_converter", None) for name in names}
+    records = {key for key in torch.library._impls if key.startswith("npu/")}
+    return kernels, converters, records, list(sys.meta_path), [str(overload(name)._schema) for name in names]
 before = state()
 import moe_graph
 moe_graph.register()
-assert state()[0] != before[0] and state()[1] is not before[1]
+ours = state()
+name = "npu::npu_moe_re_routing"
+assert ours[0][name] != before[0][name] and ours[1][name] is not before[1][name]
+assert sum(ours[0][name] != before[0][name] for name in names) == len(moe_graph.registration.register.OPERATORS)
 moe_graph.unregister()
 for now, then in zip(state(), before):
     assert now == then, (now, then)

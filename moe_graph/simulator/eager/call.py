@@ -24,6 +24,10 @@ _is_profiled = torch._C._autograd._profiler_enabled
 _NOT_RESIZABLE = "resize storage that is not resizable"
 
 
+class ArgumentError(RuntimeError, ValueError):
+    """What a function of `moe_graph.operators` refuses: ValueError there, RuntimeError where torch_npu's kernel checks it."""
+
+
 class Operator:
     """How one operator of the dispatcher is served for NPU tensors.
 
@@ -76,6 +80,10 @@ class Operator:
             if name in str(error):
                 raise
             raise NotImplementedError(f"{self.overload} on the simulated device: {error}") from error
+        except ValueError as error:
+            if self.overload.namespace == "aten" or isinstance(error, ArgumentError):
+                raise
+            raise ArgumentError(str(error)) from error
         except IndexError as error:
             if self.overload._schema.name in DIMENSIONS_CHECKED:
                 raise RuntimeError(str(error)) from error
