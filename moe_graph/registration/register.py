@@ -22,7 +22,7 @@ from moe_graph.converters import TORCHAIR_MODULES, install_if_loaded, uninstall
 from moe_graph.foundation import compat, contract, import_hooks
 from moe_graph.meta import fake_re_routing
 from moe_graph.operators.declaration import is_defined
-from moe_graph.re_routing import autograd, fallback
+from moe_graph.re_routing import autograd, fallback, sharding
 
 RE_ROUTING = operators.Operator(
     contract.SCHEMA,
@@ -62,13 +62,14 @@ def register() -> None:
         import_hooks.around_import("torch_npu", _while_torch_npu_loads)
         for name in TORCHAIR_MODULES:
             import_hooks.around_import(name, _while_torchair_loads)
+        import_hooks.around_import(sharding.MODULE, _while_dtensor_loads)
         install_if_loaded()
 
 
 def unregister() -> None:
     """Take every registration back. torch_npu and torchair are left as they would be without this package."""
     with _lock:
-        for name in ("torch_npu", *TORCHAIR_MODULES):
+        for name in ("torch_npu", *TORCHAIR_MODULES, sharding.MODULE):
             import_hooks.remove_hook(name)
         uninstall()
         _unregister_kernels()
@@ -103,6 +104,7 @@ def _register_kernels() -> None:
                 kernel = replacement
                 _registered.replaced.add(operator.name)
             compat.impl(kernels, operator.name, kernel, key)
+    sharding.declare()
 
 
 def _refined_fake(operator: operators.Operator) -> Callable[..., Any] | None:
@@ -124,6 +126,7 @@ def _unregister_kernels() -> None:
     global _registered
     if _registered is None:
         return
+    sharding.forget()
     replaced = [operator for operator in OPERATORS if operator.name in _registered.replaced]
     compat.destroy(_registered.kernels)
     compat.destroy(_registered.definitions, _registered.defined)
@@ -153,3 +156,11 @@ def _while_torchair_loads() -> Iterator[None]:
     yield
     with _lock:
         install_if_loaded()
+
+
+@contextmanager
+def _while_dtensor_loads() -> Iterator[None]:
+    yield
+    with _lock:
+        if _registered is not None:
+            sharding.declare()
