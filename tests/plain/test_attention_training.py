@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import sequences
+from moe_graph.operators.attention.dropout import dropout_gen_mask
 from moe_graph.operators.attention.fusion_attention import fusion_attention, fusion_attention_grad
 from moe_graph.operators.attention.fusion_attention_v2 import fusion_attention_grad_v2, fusion_attention_v2
 from moe_graph.operators.attention.fusion_attention_v3 import fusion_attention_grad_v3, fusion_attention_v3
@@ -222,10 +223,49 @@ def test_packed_gradients_are_those_of_each_sequence(softmax_layout):
         torch.testing.assert_close(gradient, torch.cat(parts), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_dropout(packed):
+    q_lengths, k_lengths, keep = ([2, 3], [4, 2], 0.7) if packed else ([3, 3], [4, 4], 0.7)
+    layout, dtype = "TND" if packed else "BNSD", torch.float32
+    queries, dys = (sequences.make(q_lengths, 2, 4, dtype, seed) for seed in (0, 3))
+    keys, values = (sequences.make(k_lengths, 2, 4, dtype, seed) for seed in (1, 2))
+    count = 2 * sum(q * k for q, k in zip(q_lengths, k_lengths))
+    mask = dropout_gen_mask(torch.zeros(1), [count], 1 - keep, 5, 8)
+    assert mask.dtype == torch.uint8 and len(mask) == -(-count // 128) * 16
+    bits = np.unpackbits(mask.numpy(), count=count, bitorder="little")
+    q, k, v, dy = (sequences.lay_out(x, layout, dtype) for x in (queries, keys, values, dys))
+    where = {}
+    if packed:
+        where = {"actual_seq_qlen": sequences.ends(q_lengths), "actual_seq_kvlen": sequences.ends(k_lengths)}
+    output, largest, total, _, seed, offset, numels = fusion_attention(
+        q, k, v, 2, layout, keep_prob=keep, dropout_mask=mask, seed=5, offset=8, **where
+    )
+    again = fusion_attention(q, k, v, 2, layout, keep_prob=keep, seed=5, offset=8, **where)[0]
+    assert (seed, offset, numels) == (5, 8, count) and torch.equal(output, again)
+    results = {"softmax_max": largest, "softmax_sum": total, "attention_in": output}
+    drawn = {"keep_prob": keep, "seed": seed, "offset": offset, "numels": numels}
+    found = fusion_attention_grad(q, k, v, dy, 2, layout, **results, **drawn, **where)[:3]
+    start, outputs, gradients = 0, [], []
+    for one in zip(queries, keys, values, dys):
+        a, b, c, grad = (torch.tensor(x, requires_grad=True) for x in one)
+        shape = (2, a.shape[1], b.shape[1])
+        chosen = torch.tensor(bits[start : (start := start + int(np.prod(shape)))].reshape(shape))
+        out = ((a @ b.mT).softmax(-1) * chosen / keep) @ c
+        outputs.append(out.detach().numpy())
+        gradients.append([x.numpy() for x in torch.autograd.grad(out, (a, b, c), grad)])
+    sequences.assert_close(sequences.read(output, layout, q_lengths, 2), outputs, torch.float32)
+    for gradient, wanted, lengths in zip(found, zip(*gradients), (q_lengths, k_lengths, k_lengths)):
+        sequences.assert_close(sequences.read(gradient, layout, lengths, 2), wanted, torch.float32)
+
+
 def test_what_is_excluded_is_named():
     x = torch.zeros(1, 2, 3, 4)
     for changed, match in (
-        ({"keep_prob": 0.9}, "keep_prob must be 1.0"),
+        ({"keep_prob": 0.0}, "keep_prob must be above 0"),
+        (
+            {"keep_prob": 0.5, "dropout_mask": torch.zeros(2, dtype=torch.uint8)},
+            "dropout_mask must be of 18 bits at least",
+        ),
         ({"sparse_mode": 7}, r"sparse_mode must be 0 to 6.*7 and 8"),
         ({"pse": torch.zeros(1, 2, 1024, 3)}, "pse must be of shape"),
         ({"sparse_mode": 3, "atten_mask": x[0, 0, :, :3] > 0}, "atten_mask must be the upper triangle"),

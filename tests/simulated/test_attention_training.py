@@ -80,3 +80,28 @@ def test_packed_sequences_with_lengths_on_the_host():
     )
     assert_equal(again[:4], expected[:4])
     assert again[4:] == expected[4:] == (0, 0, 2 * 2 * 9)
+
+
+@pytest.mark.parametrize("name", ["npu_fusion_attention", "npu_fusion_attention_v2", "npu_fusion_attention_v3"])
+def test_dropout_is_the_generators_and_the_gradients_too(name):
+    query, key, value = (x.npu().requires_grad_() for x in X[:3])
+
+    def run():
+        torch.npu.manual_seed(7)
+        output, *rest = getattr(torch_npu, name)(query, key, value, 2, "BNSD", keep_prob=0.5)
+        return output, *(int(x) for x in rest[3:5])
+
+    output, seed, offset = run()
+    mask = torch_npu._npu_dropout_gen_mask(
+        query, [2, 2, 3, 3], p=0.5, seed=seed, offset=offset, parallel=True, sync=False
+    )
+    assert torch.equal(output, run()[0]) and seed == 7
+    bits = torch.tensor([byte >> i & 1 for byte in mask.tolist() for i in range(8)][:36]).view(2, 2, 3, 3)
+    assert 0 < bits.sum() < 36
+    leaves = [x.clone().requires_grad_() for x in X[:3]]
+    expected = ((leaves[0] @ leaves[1].mT).softmax(-1) * bits / 0.5) @ leaves[2]
+    torch.testing.assert_close(output.cpu(), expected, rtol=1e-4, atol=1e-5)
+    output.backward(X[3].npu())
+    expected.backward(X[3])
+    for npu, cpu in zip((query, key, value), leaves):
+        torch.testing.assert_close(npu.grad.cpu(), cpu.grad, rtol=1e-4, atol=1e-5)

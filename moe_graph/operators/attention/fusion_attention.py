@@ -7,13 +7,13 @@
     sparse_mode         0 to 4 as `masks` says; 5: the mask alone, which prefix made; 6: causal from the lower right corner and the first
                         prefix keys of each sequence, with the packed mask [3072, 2048]
     sink                [N] float32: a score for each head, without a value
-    -> attention_out, softmax_max, softmax_sum (see `training`), an empty tensor, seed 0, offset 0, the number of scores
+    keep_prob           of dropout, by dropout_mask or, without it, by seed and offset; the simulated device takes its generator's for 0
+    -> attention_out, softmax_max, softmax_sum (see `training`), an empty tensor, seed, offset, the number of pairs of query and key
 
 npu_fusion_attention_grad takes dy and the forward's results and gives the gradients of query, key, value, pse and sink (none without
 pse, no elements without sink). torch_npu differentiates the one by the other.
 
-Not served: keep_prob below 1 (the random numbers are the device's), sparse_mode 7 and 8, compressed alibi. torchair lowers BSH and BNSD,
-and drops pse and sink on the way.
+Not served: sparse_mode 7 and 8, compressed alibi. torchair lowers BSH and BNSD without dropout, and drops pse and sink on the way.
 
 Sources: the operator's page in the torch_npu documentation; op-plugin's FlashAttentionKernelNpuOpApi.cpp (outputs); the order of packed
 sums: the page and its test.
@@ -21,14 +21,12 @@ sums: the page and its test.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from moe_graph.operators.attention.layouts import numbers
-from moe_graph.operators.attention.training import Training, backward, forward
+from moe_graph.operators.attention.training import Training, backward, forward, pairs
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
@@ -64,7 +62,6 @@ def fusion_attention(
     offset: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
     """As the module's document says. Raises ValueError on arguments that it excludes."""
-    _check.absent("dropout_mask", dropout_mask)
     given = Training(
         _check,
         query,
@@ -86,18 +83,11 @@ def fusion_attention(
         sparse_mode,
         softmax_layout,
         sink,
+        dropout_mask,
+        seed,
+        offset,
     )
-    return *forward(given), query.new_zeros(0), 0, 0, scores_count(given)
-
-
-def scores_count(given: Training) -> int:
-    """How many scores there are, and bits of a dropout mask would be."""
-    if given.input_layout != "TND" or given.query_ends is None or given.key_ends is None:
-        sizes = [x.shape[given.input_layout.index("S")] for x in (given.query, given.key)]
-        return given.query.shape[given.input_layout.index("B")] * given.head_num * math.prod(sizes)
-    ends = [[0, *numbers(listed)] for listed in (given.query_ends, given.key_ends)]
-    lengths = [[max(b - a, 0) for a, b in zip(listed, listed[1:])] for listed in ends]
-    return given.head_num * sum(q * k for q, k in zip(*lengths))
+    return *forward(given), query.new_zeros(0), seed, offset, pairs(given)
 
 
 def fusion_attention_grad(
@@ -154,6 +144,8 @@ def fusion_attention_grad(
         sparse_mode,
         softmax_layout,
         sink,
+        seed=seed,
+        offset=offset,
     )
     found = backward(given, dy, softmax_max, softmax_sum, attention_in)
     of_sink = torch.zeros(0) if found["sink"] is None else found["sink"]

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_graph.operators.attention.fusion_attention import INT_MAX, scores_count
-from moe_graph.operators.attention.training import Training, backward, forward
+from moe_graph.operators.attention.fusion_attention import INT_MAX
+from moe_graph.operators.attention.training import Training, backward, forward, pairs
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 
@@ -57,7 +57,6 @@ def fusion_attention_v2(
     offset: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
     """As the module's document says. Raises ValueError on arguments that it excludes."""
-    _check.absent("dropout_mask", dropout_mask)
     given = Training(
         _check,
         query,
@@ -79,11 +78,14 @@ def fusion_attention_v2(
         sparse_mode,
         softmax_layout,
         sink,
+        dropout_mask,
+        seed,
+        offset,
         pse_type,
         query_rope,
         key_rope,
     )
-    return *forward(given), query.new_zeros(0), 0, 0, scores_count(given)
+    return *forward(given), query.new_zeros(0), seed, offset, pairs(given)
 
 
 def fusion_attention_grad_v2(
@@ -145,6 +147,9 @@ def fusion_attention_grad_v2(
         sparse_mode,
         softmax_layout,
         sink,
+        None,
+        seed,
+        offset,
         pse_type,
         query_rope,
         key_rope,

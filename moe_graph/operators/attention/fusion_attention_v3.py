@@ -1,6 +1,6 @@
 """`npu_fusion_attention_v3(query, key, value, head_num, input_layout, ...)`: `fusion_attention` for graphs, and its gradient.
 
-actual_seq_qlen and actual_seq_kvlen are int64 tensors on the host; seed and offset are returned as int64 tensors [1] on the host, 0 here.
+actual_seq_qlen and actual_seq_kvlen are int64 tensors on the host, and so are seed and offset of dropout, which are returned.
 The number of scores is not returned. npu_fusion_attention_grad_v3 gives the gradients of query, key, value, pse and sink, of no
 elements where one was not given.
 
@@ -44,8 +44,11 @@ def fusion_attention_v3(
     sync: bool = False,
     softmax_layout: str = "",
     sink: Tensor | None = None,
+    *,
+    seed: int = 0,
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As the module's document says. Raises ValueError on arguments that it excludes."""
+    """As the module's document says; seed and offset are no arguments of the operator. Raises ValueError on arguments that it excludes."""
     given = Training(
         _check,
         query,
@@ -67,8 +70,10 @@ def fusion_attention_v3(
         sparse_mode,
         softmax_layout,
         sink,
+        seed=seed,
+        offset=offset,
     )
-    return *forward(given), query.new_zeros(0), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return *forward(given), query.new_zeros(0), torch.tensor([seed]), torch.tensor([offset])
 
 
 def fusion_attention_grad_v3(
@@ -124,6 +129,8 @@ def fusion_attention_grad_v3(
         sparse_mode,
         softmax_layout,
         sink,
+        seed=0 if seed is None else int(seed),
+        offset=0 if offset is None else int(offset),
     )
     found = backward(given, dy, softmax_max, softmax_sum, attention_in)
     of_pse = query.new_zeros(0) if found["pse"] is None else found["pse"]

@@ -6,19 +6,23 @@
 exp(score - largest), which `backward` wants again. Of a query that sees no key the output is 0, the largest score the smallest float32 and
 the sum the largest, as the device's kernel sets them: its probabilities are 0. With a sink both count it.
 
+With keep_prob below 1 the probabilities of some pairs of query and key become 0 and the others 1 / keep_prob of what they were: those that
+dropout_mask says, or seed and offset (`dropout`), pairs counted sequence by sequence as [N, Sq, Sk].
+
 Sums are [B, N, S, 8] float32, one number eight times; packed [T, N, 8], whose elements lie in the order of the layout with softmax_layout
 "TND", and else for each sequence after the other as [N, S, 8]. All is float32, rounded once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moe_graph.operators.attention import layouts, masks
+from moe_graph.operators.attention import dropout, layouts, masks
 from moe_graph.operators.attention.core import attend_with_sums, scores_of
 from moe_graph.operators.attention.layouts import Layout, Lengths, Packed
 from moe_graph.operators.attention.masks import Sequences
@@ -55,6 +59,9 @@ class Training:
     sparse_mode: int
     softmax_layout: str
     sink: Tensor | None
+    dropout_mask: Tensor | None = None
+    seed: int = 0
+    offset: int = 0
     pse_type: int = 1
     query_rope: Tensor | None = None
     key_rope: Tensor | None = None
@@ -83,8 +90,16 @@ class _Laid:
 def forward(given: Training) -> tuple[Tensor, Tensor, Tensor]:
     """attention_out in query's layout and dtype, softmax_max, softmax_sum. Raises ValueError on arguments that the documents exclude."""
     laid = _laid(given)
+    factors = _kept(given, laid)
     output, largest, total = attend_with_sums(
-        laid.query, laid.key, laid.value, given.scale, laid.allowed, laid.bias, given.sink
+        laid.query,
+        laid.key,
+        laid.value,
+        given.scale,
+        laid.allowed,
+        laid.bias,
+        given.sink,
+        probabilities=None if factors is None else factors.mul,
     )
     dead = largest.isneginf()
     largest, total = largest.masked_fill(dead, _INFO.min), total.masked_fill(dead, _INFO.max)
@@ -121,12 +136,15 @@ def backward(
     def of_heads(x: Tensor) -> Tensor:
         return x.unflatten(1, (laid.key_heads, groups)).sum(2)
 
-    through = (grads * output).sum(-1, keepdim=True)
-    of_scores = probabilities * (grads @ values.transpose(2, 3) - through)
+    through, of_probabilities = (grads * output).sum(-1, keepdim=True), grads @ values.transpose(2, 3)
+    factors, used = _kept(given, laid), probabilities
+    if factors is not None:
+        used, of_probabilities = probabilities * factors, of_probabilities * factors
+    of_scores = probabilities * (of_probabilities - through)
     of_query = of_scores @ keys * given.scale
     of_key = of_heads(of_scores.transpose(2, 3) @ laid.query * given.scale)
     found: dict[str, Tensor | None] = dict.fromkeys(("pse", "sink", "query_rope", "key_rope"))
-    found["value"] = laid.output(of_heads(probabilities.transpose(2, 3) @ grads), laid.packed_keys)
+    found["value"] = laid.output(of_heads(used.transpose(2, 3) @ grads), laid.packed_keys)
     sides = (
         ("query", of_query, given.query_rope, laid.packed_queries),
         ("key", of_key, given.key_rope, laid.packed_keys),
@@ -203,8 +221,8 @@ def _check_arguments(given: Training) -> None:
         if tensor is not None:
             check.dtype(name, tensor, (given.query.dtype,))
     check.absent("padding_mask", given.padding_mask)
-    if given.keep_prob != 1.0:
-        check.refuse("keep_prob", "1.0: the device's random numbers for dropout are not modelled", given.keep_prob)
+    if not 0 < given.keep_prob <= 1:
+        check.refuse("keep_prob", "above 0 and at most 1", given.keep_prob)
     if given.pse_type not in (0, 1):
         check.refuse("pse_type", "0 or 1: alibi that the device makes itself is not modelled", given.pse_type)
     check.value("inner_precise", given.inner_precise, range(3))
@@ -303,3 +321,35 @@ def _from_eight(given: Training, laid: _Laid, x: Tensor) -> Tensor:
     for b, part in enumerate(flat[: sum(lengths) * laid.heads].split([length * laid.heads for length in lengths])):
         padded[b, :, : lengths[b], 0] = part.view(laid.heads, lengths[b])
     return padded
+
+
+def pairs(given: Training) -> int:
+    """How many pairs of query and key there are, head by head: the bits of a dropout mask."""
+    if given.input_layout != "TND" or given.query_ends is None or given.key_ends is None:
+        sizes = [x.shape[given.input_layout.index("S")] for x in (given.query, given.key)]
+        return given.query.shape[given.input_layout.index("B")] * given.head_num * math.prod(sizes)
+    ends = [[0, *layouts.numbers(listed)] for listed in (given.query_ends, given.key_ends)]
+    lengths = [[max(end - start, 0) for start, end in zip(listed, listed[1:])] for listed in ends]
+    return given.head_num * sum(q * k for q, k in zip(*lengths))
+
+
+def _kept(given: Training, laid: _Laid) -> Tensor | None:
+    """What dropout multiplies the probabilities with, [B, N, Sq, Sk]: 0 or 1 / keep_prob. None if it keeps all."""
+    if given.keep_prob == 1:
+        return None
+    count = pairs(given)
+    if given.dropout_mask is None:
+        bits = dropout.kept(count, given.keep_prob, given.seed, given.offset)
+    else:
+        given.check.dtype("dropout_mask", given.dropout_mask, (torch.uint8,))
+        if given.dropout_mask.numel() * 8 < count:
+            given.check.refuse("dropout_mask", f"of {count} bits at least", f"shape {tuple(given.dropout_mask.shape)}")
+        bits = dropout.unpacked(given.dropout_mask, count)
+    shape = (len(laid.queries.lengths), laid.heads, laid.query.shape[2], laid.key.shape[2])
+    if laid.packed_queries is None or laid.packed_keys is None:
+        return bits.view(shape) / given.keep_prob
+    factors = torch.zeros(shape)
+    sizes = list(zip(laid.packed_queries.lengths.tolist(), laid.packed_keys.lengths.tolist()))
+    for b, ((rows, keys), part) in enumerate(zip(sizes, bits.split([laid.heads * q * k for q, k in sizes]))):
+        factors[b, :, :rows, :keys] = part.view(laid.heads, rows, keys) / given.keep_prob
+    return factors

@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
-from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, HOST_RESULTS
+from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, HOST_RESULTS, SEEDED
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias, to_npu
 
@@ -42,6 +42,7 @@ class Operator:
         self.function = with_tensors(overload) if function is None else _with_dtypes(function, schema)
         self._across = qualified in ACROSS_DEVICES or _is_foreach_in_place(schema)
         self._host_results = HOST_RESULTS.get(qualified, ())
+        self._names = [argument.name for argument in schema.arguments] if qualified in SEEDED else []
         self.position = eager_random.generator_position(overload)
         self.draws = self.position is not None or torch.Tag.nondeterministic_seeded in overload.tags
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
@@ -105,6 +106,8 @@ class Operator:
             cpu_kwargs["device"] = _CPU
             unnumbered = asked.type == "npu" and asked.index is None
             device = torch.device("npu", torch.npu.current_device()) if unnumbered else asked
+        if self._names and device.type == "npu":
+            cpu_args, cpu_kwargs = self._seeded(cpu_args, cpu_kwargs, device)
         if self.draws and device.type == "npu":
             given = kwargs.get("generator")
             if given is None and self.position is not None and self.position < len(args):
@@ -123,6 +126,14 @@ class Operator:
                 for place, item in enumerate(result)
             )
         return result
+
+    def _seeded(self, args: list, kwargs: dict[str, Any], device: torch.device) -> tuple[list, dict[str, Any]]:
+        """The arguments with seed and offset of the NPU's generator, where the operator draws and the caller gave none."""
+        given = {**dict(zip(self._names, args)), **kwargs}
+        if given.get("keep_prob", 1.0) == 1.0 or given.get("dropout_mask") is not None or given.get("seed"):
+            return args, kwargs
+        seed, offset = eager_random.advance(torch.npu.default_generators[device.index or 0])
+        return [], {**given, "seed": seed, "offset": offset}
 
 
 # These take a number for a tensor, too.

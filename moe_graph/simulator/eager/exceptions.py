@@ -61,3 +61,6 @@ DIMENSIONS_CHECKED = frozenset(
 
 # Results that stay on the host, by their places.
 HOST_RESULTS = {"npu::npu_fusion_attention_v3": (4, 5)}
+
+# They draw by a seed and an offset, which the NPU's generator gives if the caller does not and keep_prob leaves something to draw.
+SEEDED = frozenset({"npu::npu_fusion_attention", "npu::npu_fusion_attention_v2", "npu::npu_fusion_attention_v3"})
