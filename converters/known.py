@@ -111,6 +111,20 @@ def _reads_what_is_overwritten(arguments: Arguments) -> bool:
     )
 
 
+def _hands_out_places(arguments: Arguments) -> bool:
+    """Are the places of a max pooling read by anything but its gradient? Not looked for on Ascend 950, whose kernel returns them.
+
+    A graph that is trained through (its inputs are named primals) hands them to its gradient as an output.
+    """
+    from torchair._utils.check_platform import is_arch35
+
+    node = arguments["node"]
+    trains = any(other.op == "placeholder" and other.name.startswith("primals") for other in node.graph.nodes)
+    readers = [reader for user in node.users if user.args[1] == 1 for reader in user.users]
+    harmless = (torch.ops.aten.max_pool2d_with_indices_backward.default, *(("output",) if trains else ()))
+    return any(reader.target not in harmless for reader in readers) and not is_arch35()
+
+
 def _always(arguments: Arguments) -> bool:
     return True
 
@@ -187,6 +201,14 @@ KNOWN = (
         "(x.float() / number).to(x.dtype), or divide by a number that the type holds",
         "ops-math, math/real_div",
         "RealDiv(x, c), c being a constant of the tensor's type",
+    ),
+    Known(
+        ("aten.max_pool2d_with_indices.default",),
+        _hands_out_places,
+        "the places are the values of the maximum, cast to int64",
+        "take the places out of the graph: torch.compiler.disable the pooling; without return_indices it is right",
+        "torchair's definition of MaxPoolWithArgmaxV1, whose second output is a mask",
+        "Cast(Identity(y)) of MaxPoolWithArgmaxV1's first output: the converter has nothing that it could make the places of",
     ),
     Known(
         ("aten.native_dropout_backward.default",),

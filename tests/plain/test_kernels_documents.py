@@ -145,3 +145,30 @@ def test_nll_loss_of_images():
     assert torch.equal(y, -x.gather(1, target[:, None])[:, 0])
     got = run("NLLLossGrad", x, torch.ones(2, 4, 5), target, torch.ones(3), total, reduction="none")
     assert torch.equal(got, -torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float())
+
+
+@pytest.mark.parametrize("axis, indices", [(1, (2, 5)), (2, (2, 3, 2)), (3, (2, 4)), (-1, (2,))])
+def test_gather_in_batches(axis, indices):
+    x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    places = torch.randint(0, 3, indices)
+    got = run("GatherV2", x, places, torch.tensor(axis), batch_dims=1)
+    for n in range(2):
+        alone = run("GatherV2", x[n], places[n], torch.tensor(axis - 1 if axis > 0 else axis))
+        assert torch.equal(got[n], alone)
+    assert torch.equal(
+        run("GatherV2", x, places - 3, torch.tensor(1), batch_dims=1, negative_index_support=True)[1],
+        run("GatherV2", x[1], places[1], torch.tensor(0)),
+    )
+    with pytest.raises(ValueError, match="the first 1 dimensions of x and indices must be the same"):
+        run("GatherV2", x, places[:1], torch.tensor(axis), batch_dims=1)
+
+
+def test_places_of_the_type_that_is_asked_for():
+    x, int64 = torch.tensor([3.0, 1.0, 2.0]), 9  # DT_INT64 of GE's enum
+    assert (
+        run("Sort", x, y2_dtype=int64)[1].dtype
+        == run("ArgMaxWithValue", x, dimension=0, indice_dtype=int64)[0].dtype
+        == torch.int64
+    )
+    assert run("ArgMinWithValue", x, dimension=0, indice_dtype=int64)[0].tolist() == 1
+    same(run("Round", torch.tensor([1.25, 2.346]), decimals=2), [1.25, 2.35])

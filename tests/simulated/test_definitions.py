@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,10 @@ assert kernels  # registers them
 NEWER = {
     **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceLogSumExp"), {"noop_with_empty_axes"}),
     "Range": {"is_closed"},
+    "Round": {"decimals"},
+    "Sort": {"y2_dtype"},
+    "ArgMaxWithValue": {"indice_dtype"},
+    "ArgMinWithValue": {"indice_dtype"},
     "TopKV2": {"indices_dtype"},
     "MatMulV2": {"opImplMode"},
     "BatchMatMulV2": {"enable_hf32"},
@@ -125,6 +130,16 @@ def test_kernels_read_the_nodes_that_torchair_writes():
     differ = {ge_type: found for ge_type in TYPES if (found := differences(ge_type))}
     assert not differ, "\n".join(f"{ge_type}: {line}" for ge_type, lines in differ.items() for line in lines)
     assert len(TYPES) > 300
+
+
+def test_every_type_that_an_aten_converter_names_has_a_kernel():
+    named = {}
+    for file in sorted((Path(ge_apis.__file__).parent / "ge_converter" / "aten").glob("*.py")):
+        for name in re.findall(r"(?<![.:\w])ge\.([A-Z]\w+)\(", file.read_text()):
+            named.setdefault(name, file.stem)
+    assert len(named) > 200
+    structure = {"Const", "Data", "NetOutput"}  # the engine's own, not kernels
+    assert not {name: file for name, file in named.items() if name not in structure and registry.get(name) is None}
 
 
 def test_erfinv_compiles():

@@ -256,6 +256,21 @@ def test_batch_norm_in_training_exchanges_its_statistics(lowered):
     torch.testing.assert_close(got.cpu(), norm.cpu()(x))
 
 
+def test_places_of_a_pooling_are_told_where_they_are_read():
+    x = torch.arange(32.0).view(1, 2, 4, 4)
+    with pytest.warns(known.TorchairWarning, match="max_pool2d_with_indices.*the places are the values"):
+        values, places = compiled(lambda x: F.max_pool2d(x, 2, return_indices=True))(x.npu())
+    assert torch.equal(places, values.long()) and torch.equal(values.cpu(), F.max_pool2d(x, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        on_device = x.npu().requires_grad_()
+        compiled(lambda x: F.max_pool2d(x, 2))(x.npu())
+        compiled(lambda x: F.max_pool2d(x, 2) ** 2)(on_device).sum().backward()
+    wanted = x.clone().requires_grad_()
+    (F.max_pool2d(wanted, 2) ** 2).sum().backward()
+    assert torch.equal(on_device.grad.cpu(), wanted.grad)
+
+
 # ---- how it is told ----
 
 

@@ -241,7 +241,13 @@ def nan_to_num(x: Tensor, *, nan: float, posinf: float, neginf: float) -> Tensor
     return torch.nan_to_num(x, nan, posinf, neginf)
 
 
-# GE types that are one of torch's functions of one tensor x. Round rounds halves to even.
+@kernel("Round")
+def round_(x: Tensor, *, decimals: int = 0) -> Tensor:
+    """GE Round: to so many places behind the point, halves to even."""
+    return torch.round(x, decimals=decimals) if decimals else torch.round(x)
+
+
+# GE types that are one of torch's functions of one tensor x.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
     "Acos": torch.acos,
@@ -262,7 +268,6 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Log1p": torch.log1p,
     "Neg": torch.neg,
     "Reciprocal": torch.reciprocal,
-    "Round": torch.round,
     "Rsqrt": in_float32(torch.rsqrt),
     "Sign": torch.sgn,
     "Sin": torch.sin,

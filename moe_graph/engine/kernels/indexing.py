@@ -21,12 +21,17 @@ def gather_v2(
     is_preprocessed: bool = False,
     negative_index_support: bool = False,
 ) -> Tensor:
-    """GE GatherV2: slices of x along axis at indices (any shape); negative indices count from the end where they are supported."""
-    if batch_dims:
-        raise NotImplementedError(f"batch_dims must be 0 on the host engine, got {batch_dims}")
+    """GE GatherV2: slices of x along axis at indices (any shape); negative indices count from the end where they are supported.
+
+    batch_dims leading dimensions are shared by x and indices: slices of each entry at its own indices.
+    """
     if not x.dim():
         raise ValueError("x must have a dimension to gather along, got a scalar")
     dimension = int(axis) % x.dim()
+    if batch_dims:
+        return _gather_in_batches(
+            x, indices, dimension, batch_dims + (indices.dim() if batch_dims < 0 else 0), negative_index_support
+        )
     flat = indices.reshape(-1)
     if negative_index_support:
         flat = torch.where(flat < 0, flat + x.shape[dimension], flat)
@@ -35,6 +40,21 @@ def gather_v2(
         if indices.dim()
         else x.select(dimension, int(flat))
     )
+
+
+def _gather_in_batches(x: Tensor, indices: Tensor, axis: int, shared: int, negative: bool) -> Tensor:
+    if x.shape[:shared] != indices.shape[:shared] or axis < shared:
+        raise ValueError(
+            f"the first {shared} dimensions of x and indices must be the same and before axis {axis}, got {list(x.shape)} and "
+            f"{list(indices.shape)}"
+        )
+    size, wanted = x.shape[axis], indices.shape[shared:]
+    places = torch.where(indices < 0, indices + size, indices) if negative else indices
+    moved = x.movedim(axis, shared)
+    others = moved.shape[shared + 1 :]
+    flat = places.long().reshape(*x.shape[:shared], -1, *[1] * len(others))
+    found = moved.gather(shared, flat.expand(*flat.shape[: shared + 1], *others)).movedim(shared, axis)
+    return found.reshape(*found.shape[:axis], *wanted, *found.shape[axis + 1 :])
 
 
 @kernel("InvertPermutation")

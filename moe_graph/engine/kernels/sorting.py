@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_graph.engine import dtypes
 from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.registry import kernel
 
-_INT64 = 9  # DT_INT64 of GE's enum
+_INT32, _INT64 = 3, 9  # DT_INT32 and DT_INT64 of GE's enum
 
 
 @kernel("Sort")
-def sort(x: Tensor, *, axis: int = -1, descending: bool = False, stable: bool = False) -> tuple[Tensor, Tensor]:
-    """GE Sort: x sorted along axis, and the places its elements had (int32). It is stable whether asked for or not."""
+def sort(
+    x: Tensor, *, axis: int = -1, descending: bool = False, stable: bool = False, y2_dtype: int = _INT32
+) -> tuple[Tensor, Tensor]:
+    """GE Sort: x sorted along axis, and the places its elements had, of type y2_dtype. It is stable whether asked for or not."""
     values, places = torch.sort(x, dim=axis, descending=descending, stable=True)
-    return values, places.to(torch.int32)
+    return values, places.to(dtypes.from_ge(y2_dtype).torch)
 
 
 @kernel("TopK")
@@ -83,14 +86,18 @@ def arg_min(x: Tensor, dimension: Tensor, *, dtype: GeType = _INT64) -> Tensor:
 
 
 @kernel("ArgMaxWithValue")
-def arg_max_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) -> tuple[Tensor, Tensor]:
-    """GE ArgMaxWithValue: the place (int32) of the first largest element along dimension, and the element."""
+def arg_max_with_value(
+    x: Tensor, *, dimension: int, keep_dims: bool = False, indice_dtype: int = _INT32
+) -> tuple[Tensor, Tensor]:
+    """GE ArgMaxWithValue: the place, of type indice_dtype, of the first largest element along dimension, and the element."""
     values, places = x.max(dimension, keepdim=keep_dims)
-    return places.to(torch.int32), values
+    return places.to(dtypes.from_ge(indice_dtype).torch), values
 
 
 @kernel("ArgMinWithValue")
-def arg_min_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) -> tuple[Tensor, Tensor]:
-    """GE ArgMinWithValue: the place (int32) of the first smallest element along dimension, and the element."""
+def arg_min_with_value(
+    x: Tensor, *, dimension: int, keep_dims: bool = False, indice_dtype: int = _INT32
+) -> tuple[Tensor, Tensor]:
+    """GE ArgMinWithValue: the place, of type indice_dtype, of the first smallest element along dimension, and the element."""
     values, places = x.min(dimension, keepdim=keep_dims)
-    return places.to(torch.int32), values
+    return places.to(dtypes.from_ge(indice_dtype).torch), values
