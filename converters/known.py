@@ -61,7 +61,14 @@ def value_of(argument: Any) -> Any:
 
 def _all_dimensions(arguments: Arguments) -> bool:
     x = value_of(arguments["self"])
-    return not arguments["dim"] and isinstance(x, torch.Tensor) and x.dim() > 0
+    return not arguments["dim"] and isinstance(x, torch.Tensor) and x.dim() > 0 and not _is_950()
+
+
+def _is_950() -> bool:
+    """Does torchair lower for Ascend 950?"""
+    from torchair._utils.check_platform import is_arch35
+
+    return bool(is_arch35())
 
 
 def _other_scale(arguments: Arguments) -> bool:
@@ -150,7 +157,7 @@ KNOWN = (
         ("aten._fft_c2c.default",),
         lambda arguments: not arguments["forward"],
         "the inverse transform is computed as the forward one",
-        "ifft2(x) = fft2(x.conj()).conj() / n: write it so, with n the number of elements transformed",
+        "of real x and n elements transformed: torch.view_as_real(torch.fft.fft2(x)) / n * torch.tensor([1.0, -1.0])",
         "torchair's definitions of FFT and FFT2D",
         "FFT or FFT2D, which have no direction: the converter does not read `forward`",
     ),
@@ -260,6 +267,17 @@ KNOWN = (
     ),
 )
 _BY_OPERATOR = {operator: [k for k in KNOWN if operator in k.operators] for k in KNOWN for operator in k.operators}
+
+
+def table() -> str:
+    """The list as a Markdown table, as docs/graph_mode.md has it."""
+    rows = ["| operators | what comes out instead | remedy | the node, and its document |", "|---|---|---|---|"]
+    rows += [
+        f"| {', '.join(entry.operators)} | {entry.what} | {entry.remedy} | {entry.evidence} ({entry.document}) |"
+        for entry in KNOWN
+    ]
+    return "\n".join(rows)
+
 
 _lock = threading.Lock()
 _told: set[tuple[str, str]] = set()

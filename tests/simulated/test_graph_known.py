@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -337,3 +338,8 @@ def test_every_entry_names_operators_of_torch():
             _, packet, overload = operator.split(".")
             assert getattr(getattr(torch.ops.aten, packet), overload)
         assert entry.document and entry.evidence and entry.remedy
+
+
+def test_the_list_stands_in_the_documents():
+    page = (Path(__file__).parents[2] / "docs" / "graph_mode.md").read_text()
+    assert known.table() in page
