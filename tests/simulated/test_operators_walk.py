@@ -19,7 +19,7 @@ WORKER = Path(__file__).parent / "workers" / "walk.py"
 SECONDS = 120  # for all operators of a child without news
 
 
-def walk(names):
+def walk(names, mode="values", soc="A2"):
     """name -> (outcome, message); "died" and "hung" with the exit code or what was written last."""
     found, names = {}, list(names)
     while names:
@@ -27,9 +27,16 @@ def walk(names):
             sys.executable,
             "-c",
             f"import moe_graph.simulator, runpy, sys; runpy.run_path({str(WORKER)!r})",
+            mode,
             *names,
         ]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "MOE_GRAPH_SIM_SOC": soc},
+        )
         try:
             out, errors = child.communicate(timeout=SECONDS)
             ended = ("died", f"exit code {child.returncode}: {errors[-300:]}")
@@ -62,15 +69,15 @@ def check(found):
     return Counter(outcome for outcome, _ in found.values())
 
 
-# torch_npu's adapter takes three chunks of the gates' second size unseen: of fewer than three columns it crashes, with CANN, too.
-CRASHES_BY_ITSELF = {"aten::_thnn_fused_gru_cell"}
+# torch_npu's adapters crash by themselves, with CANN, too: one takes three chunks of the gates' second size unseen, one reads offs=None.
+CRASH_BY_THEMSELVES = {"aten::_thnn_fused_gru_cell", "aten::_scaled_grouped_mm"}
 
 
 def operators():
     """All of npu and atb, and what is nobody's of aten."""
     served = install.coverage()
     names = (name for name in served if name.startswith(("npu::", "atb::")) or not served[name])
-    return sorted(set(names) - CRASHES_BY_ITSELF)
+    return sorted(set(names) - CRASH_BY_THEMSELVES)
 
 
 def test_a_tenth_of_the_operators():
@@ -81,16 +88,18 @@ def test_a_tenth_of_the_operators():
 
 
 @pytest.mark.slow
-def test_all_operators(capsys):
+@pytest.mark.parametrize("mode", ["values", "gradients"])
+@pytest.mark.parametrize("soc", ["A2", "A3", "950"])
+def test_all_operators(soc, mode, capsys):
     need_torch(2, 9)
     names = operators()
-    found = walk(names)
+    found = walk(names, mode, soc)
     counts = check(found)
     with capsys.disabled():
-        print(f"\n{len(names)} operators of npu and atb: {dict(counts)}")
+        print(f"\n{soc}, {mode}: {len(names)} operators of npu and atb: {dict(counts)}")
         print(
             "refused:",
             *(f"{name}: {text[:150]!r}" for name, (outcome, text) in found.items() if outcome == "refused"),
             sep="\n  ",
         )
-    assert counts["served"] + counts["not simulated"] >= 300, counts
+    assert counts["served"] + counts["not simulated"] >= (250 if soc == "950" else 300), counts  # 950 has no aclop

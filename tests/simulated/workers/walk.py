@@ -1,6 +1,7 @@
 """Calls operators of npu and atb on the simulated device with arguments made from their schemas, until one set of them reaches a kernel.
 
-Arguments: the operators' names ("npu::npu_mish"). Writes a line of JSON before each operator and one with its outcome after it; what kills
+Arguments: "values" or "gradients" (tensors require one, and what is served goes backward), then the operators' names
+("npu::npu_mish"). Writes a line of JSON before each operator and one with its outcome after it; what kills
 the process is the operator that was begun last. Outcomes: "served"; "not simulated" (NotImplementedError); "refused": torch_npu's checks or
 ours take none of the arguments. With the message of the last call.
 """
@@ -15,6 +16,7 @@ import torch_npu  # noqa: F401
 
 warnings.simplefilter("ignore")
 
+GRADIENTS = sys.argv[1] == "gradients"
 SHAPES = ((4, 8), (16, 16), (2, 4, 8), (4, 16, 16), (2, 16, 16, 16), (16,), (2, 2, 4, 4, 4), (4, 4), (64, 128))
 DTYPES = (torch.int8, torch.int32, torch.bool, torch.complex64, torch.float32, torch.float16, torch.bfloat16)
 # Tensors of integers, by what their names say.
@@ -58,7 +60,7 @@ TEXTS = {
 
 def tensor(shape, dtype):
     if dtype.is_floating_point or dtype.is_complex:
-        return torch.rand(shape).to(dtype).npu()
+        return torch.rand(shape).to(dtype).npu().requires_grad_(GRADIENTS)
     return torch.ones(shape, dtype=dtype).npu()
 
 
@@ -108,6 +110,17 @@ def sets(schema):
         )
 
 
+def backward(results):
+    results = results if isinstance(results, (list, tuple)) else (results,)
+    values = [
+        value
+        for value in results
+        if isinstance(value, torch.Tensor) and value.requires_grad and value.grad_fn is not None
+    ]
+    if values:
+        sum(value.abs().sum() for value in values).backward()
+
+
 def call(name):
     packet, _, overload = name.partition(".")
     space, _, packet = packet.partition("::")
@@ -115,7 +128,9 @@ def call(name):
     text = ""
     for args, kwargs in sets(operator._schema):
         try:
-            operator(*args, **kwargs)
+            results = operator(*args, **kwargs)
+            if GRADIENTS:
+                backward(results)
             return "served", ""
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
@@ -124,7 +139,7 @@ def call(name):
     return "refused", text
 
 
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     print(json.dumps({"begun": name}), flush=True)
     outcome, text = call(name)
     print(json.dumps({"name": name, "outcome": outcome, "text": text}), flush=True)
