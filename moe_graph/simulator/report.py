@@ -1,7 +1,7 @@
 """A report of what a program did on the simulated device, for what it would do on a real one.
 
-Which operators it used and how often, which it asked for in vain, and the lines of the program that copied between host and device or
-made the host wait: there a real NPU runs dry. `record()` for a part of a program; `python -m moe_graph run --report`, or
+Which operators it used and how often, which it asked for in vain, the graphs that it captured and how often each was replayed, and the
+lines of the program that copied between host and device or made the host wait: there a real NPU runs dry. `record()` for a part of a program; `python -m moe_graph run --report`, or
 MOE_GRAPH_SIM_REPORT=1, for all of it, shown on stderr at exit, by each process.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.calls import kernel_calls
 from moe_graph.simulator.runtime.library import runtime
 
@@ -36,6 +36,9 @@ class Record:
         copies: (line, direction, why) -> times
         copied: (line, direction, why) -> bytes
         synchronisations: (line, why) -> how often the host waited for the device there, by a copy too
+        captures: (line, launches of one replay) -> graphs captured there
+        replays: (line, launches of one replay) -> replays of those graphs
+        recaptures: (graph of torchair, why) -> how often it was captured again; complete at the end
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,11 @@ class Record:
         self.copies: Counter[tuple[str, str, str]] = Counter()
         self.copied: Counter[tuple[str, str, str]] = Counter()
         self.synchronisations: Counter[tuple[str, str]] = Counter()
+        self.captures: Counter[tuple[str, int]] = Counter()
+        self.replays: Counter[tuple[str, int]] = Counter()
+        self.recaptures: Counter[tuple[str, str]] = Counter()
+        self._captured_at: dict[int, tuple[str, int]] = {}
+        self._recaptured_before = _recaptured()
         self._lock = threading.Lock()
         self.missing: Counter[str] = Counter()
         self._missing_before, self._native_before = _missing(), _native()
@@ -51,6 +59,7 @@ class Record:
     def end(self) -> None:
         """Take over what is counted elsewhere: functions that are missing, launches that the C runtime has executed itself."""
         self.missing += _missing() - self._missing_before
+        self.recaptures += _recaptured() - self._recaptured_before
         native = _native() - self._native_before
         if native:
             self.operators["npu::npu_moe_re_routing"] += native
@@ -74,6 +83,15 @@ class Record:
         with self._lock:
             self.communications["hccl::" + operation.partition(" to ")[0].partition(" from ")[0]] += 1
 
+    def capture(self, what: str, graph: captured.Graph) -> None:
+        """A graph has been captured, or is about to be replayed."""
+        with self._lock:
+            if what == "capture":
+                key = self._captured_at[graph.number] = (launches.user_line(), captured.task_count(graph.number))
+                self.captures[key] += 1
+            elif graph.number in self._captured_at:
+                self.replays[self._captured_at[graph.number]] += 1
+
     def miss(self, operator: str) -> None:
         """An operator is asked for that nothing serves."""
         with self._lock:
@@ -90,6 +108,18 @@ class Record:
         tables = []
         rows = [*self.operators.most_common(), *self.communications.most_common()]
         _add(tables, "operators", ("operator", "calls"), [(name, f"{count}") for name, count in rows])
+        _add(
+            tables,
+            "captured graphs (the launches of a capture count once among the operators)",
+            ("line", "captures", "launches per replay", "replays"),
+            [(_short(key[0]), f"{count}", f"{key[1]}", f"{self.replays[key]}") for key, count in self.captures.items()],
+        )
+        _add(
+            tables,
+            "captured again by torchair",
+            ("graph", "because", "times"),
+            [(*key, f"{count}") for key, count in self.recaptures.most_common()],
+        )
         _add(
             tables,
             "asked for, and not simulated",
@@ -114,6 +144,9 @@ class Record:
         return tables
 
 
+_NUMBERS = ("calls", "times", "bytes", "captures", "launches per replay", "replays")
+
+
 def _add(tables: list[Any], title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -122,7 +155,7 @@ def _add(tables: list[Any], title: str, columns: tuple[str, ...], rows: list[tup
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right" if column in ("calls", "times", "bytes") else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in _NUMBERS else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     tables.append(table)
@@ -132,6 +165,30 @@ def _short(line: str) -> str:
     """Files below the working directory by their relative name."""
     here = os.getcwd() + os.sep
     return line[len(here) :] if line.startswith(here) else line
+
+
+_REASONS = {
+    "recapture_due_to_mutated_input_change_": "the memory of an input that the graph writes to was another",
+    "recapture_due_to_global_limit_core_change_": "the limit of cores of the stream was another",
+}
+
+
+def _recaptured() -> Counter[tuple[str, str]]:
+    """What torchair counts of its captured graphs: each graph's captures beyond the first, by the reason."""
+    from torch._dynamo.utils import counters
+
+    found: Counter[tuple[str, str]] = Counter()
+    for name, count in counters["npugraph_ex"].items():
+        prefix = next((prefix for prefix in _REASONS if name.startswith(prefix)), None)
+        if prefix is not None:
+            found[name.removeprefix(prefix), _REASONS[prefix]] += count
+    for name, count in counters["npugraph_ex"].items():
+        graph = name.removeprefix("captured_")
+        if name.startswith("captured_graph_") and count > 1:
+            explained = sum(times for (which, _), times in found.items() if which == graph)
+            if count - 1 > explained:
+                found[graph, "the shapes, or the memory of a parameter, were others"] += count - 1 - explained
+    return found
 
 
 def _native() -> int:
@@ -164,12 +221,14 @@ def record() -> Iterator[Record]:
         launches.observers.append(made.launch)
         launches.missing_observers.append(made.miss)
         launches.communication_observers.append(made.communicate)
+        launches.capture_observers.append(made.capture)
         try:
             yield made
         finally:
             launches.observers.remove(made.launch)
             launches.missing_observers.remove(made.miss)
             launches.communication_observers.remove(made.communicate)
+            launches.capture_observers.remove(made.capture)
             made.end()
 
 

@@ -113,7 +113,7 @@ def test_what_is_missing_and_what_the_device_computes_itself():
     with report.record() as seen:
         torch.ops.npu.npu_moe_re_routing(tokens, counts)
         with pytest.raises(RuntimeError):
-            torch.npu.ExternalEvent().record()
+            torch.npu.Event(interprocess=True).ipc_handle()
     assert seen.operators["npu::npu_moe_re_routing"] == 1
     assert sum(seen.missing.values()) >= 1 and all(name.startswith("acl") for name in seen.missing)
 
@@ -168,3 +168,32 @@ def test_no_report_unless_asked(tmp_path):
     script.write_text("import torch\ntorch.ones(3).npu()\n")
     command = [sys.executable, "-m", "moe_graph", "run", "-q", str(script)]
     assert "report" not in subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
+
+
+def test_captures_and_replays_are_told():
+    x = torch.ones(4).npu()
+    with report.record() as seen:
+        graph = torch.npu.NPUGraph()
+        with torch.npu.graph(graph):
+            x.add_(1).mul_(2)
+        graph.replay()
+        graph.replay()
+    ((line, launches), captures), *others = seen.captures.items()
+    assert "test_captures_and_replays_are_told" in line and (launches, captures, others) == (2, 1, [])
+    assert list(seen.replays.values()) == [2] and not seen.recaptures
+    assert seen.operators["aten::add_.Tensor"] == 1
+
+
+def test_torchairs_recaptures_are_told_with_the_reason():
+    import torchair
+
+    config = torchair.CompilerConfig()
+    config.mode = "reduce-overhead"
+    step = torch.compile(lambda x: x.add_(1), backend=torchair.get_npu_backend(compiler_config=config), dynamic=False)
+    with report.record() as seen:
+        kept = [torch.zeros(3).npu() for _ in range(2)]
+        for x in kept:
+            step(x)
+    assert [x.cpu().tolist() for x in kept] == [[1, 1, 1], [1, 1, 1]]
+    ((_, why), times), *others = seen.recaptures.items()
+    assert "memory of an input that the graph writes to" in why and (times, others) == (1, [])

@@ -138,6 +138,8 @@ def install(library: ctypes.CDLL) -> None:
     library.moe_sim_stream_state.argtypes = [ctypes.c_void_p]
     library.moe_sim_record.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Task)]
     library.moe_sim_python_failed.argtypes = [ctypes.c_char_p]
+    library.moe_sim_task_count.argtypes = [ctypes.c_uint32]
+    library.moe_sim_task_count.restype = ctypes.c_uint64
     library.aclGetRecentErrMsg.restype = ctypes.c_char_p
     model, number = ctypes.c_uint32, ctypes.c_uint64
     _callbacks.extend(
@@ -174,6 +176,11 @@ def graph_of(stream: int) -> Graph:
     library.aclmdlRICaptureGetInfo(ctypes.c_void_p(stream), ctypes.byref(status), ctypes.byref(model))
     library.aclmdlRIGetId(model, ctypes.byref(number))
     return _graph(number.value)
+
+
+def task_count(number: int) -> int:
+    """How many launches a graph has, of Python and of the runtime."""
+    return runtime().moe_sim_task_count(number)
 
 
 def _graph(number: int) -> Graph:
