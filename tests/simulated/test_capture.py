@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
 
 import pytest
 import torch
@@ -242,3 +244,111 @@ def test_graphed_callables_have_gradients():
         assert torch.allclose(on_device.grad.cpu(), x.grad, atol=1e-5)
         for mine, other in zip(module.parameters(), plain.parameters()):
             assert torch.allclose(mine.grad.cpu(), other.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_captures_leave_nothing_behind(times):
+    from moe_graph.simulator.runtime import captured as room
+
+    x = torch.ones(256).npu()
+
+    def one():
+        graph, y = captured(lambda: torch.relu(x + 1).sum() * torch.rand(1, device="npu"))
+        graph.replay()
+        return y
+
+    for _ in range(20):
+        one()
+    gc.collect()
+    before, memory, objects = len(room._graphs), torch.npu.memory_allocated(), len(gc.get_objects())
+    reserved = torch.npu.memory_reserved()
+    for _ in range(times):
+        one()
+    gc.collect()
+    assert len(room._graphs) == before
+    assert torch.npu.memory_allocated() == memory and torch.npu.memory_reserved() <= reserved
+    assert len(gc.get_objects()) < objects + 500
+
+
+def test_graphs_of_an_ended_capture_that_failed_are_forgotten():
+    from moe_graph.simulator.runtime import captured as room
+
+    side, before = torch.npu.Stream(), torch.npu.current_stream()
+    known = len(room._graphs)
+
+    def program():
+        side.wait_stream(torch.npu.current_stream())
+        with torch.npu.stream(side):
+            torch.ones(3, device="npu")
+
+    with pytest.raises(RuntimeError, match="107025"):
+        captured(program)
+    torch.npu.set_stream(before)
+    gc.collect()
+    assert len(room._graphs) == known
+
+
+def test_a_task_is_replaced_between_replays():
+    x, y = torch.ones(3).npu(), torch.zeros(3).npu()
+    graph, stream, update_stream = torch.npu.NPUGraph(), torch.npu.Stream(), torch.npu.Stream()
+    with torch.npu.graph(graph, stream=stream):
+        torch.npu.graph_task_group_begin(stream)
+        torch.add(x, 1, out=y)
+        group = torch.npu.graph_task_group_end(stream)
+        y.mul_(10)
+    graph.replay()
+    assert y.cpu().tolist() == [20] * 3
+    with torch.npu.stream(update_stream):
+        torch.npu.graph_task_update_begin(update_stream, group)
+        torch.add(x, 5, out=y)
+        torch.npu.graph_task_update_end(update_stream)
+    assert y.cpu().tolist() == [20] * 3
+    graph.replay()
+    assert y.cpu().tolist() == [60] * 3
+    with torch.npu.stream(update_stream), pytest.raises(RuntimeError, match="0 of the 1 tasks"):
+        torch.npu.graph_task_update_begin(update_stream, group)
+        torch.npu.graph_task_update_end(update_stream)
+
+
+def test_a_condition_runs_its_body_or_leaves_it_out():
+    if not hasattr(torch.npu.NPUGraph, "begin_capture_to_if_node"):
+        pytest.skip("this torch_npu has no conditional nodes")
+    flag, x = torch.tensor([True]).npu(), torch.zeros(2).npu()
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        x.add_(1)
+        graph.begin_capture_to_if_node(flag)
+        x.add_(10)
+        graph.end_capture_to_conditional_node()
+    seen = []
+    for value in (True, False, True):
+        flag.fill_(value)
+        x.zero_()
+        graph.replay()
+        seen.append(x.cpu().tolist())
+    assert seen == [[11, 11], [1, 1], [11, 11]]
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local", "relaxed"])
+def test_how_strict_a_capture_is(mode):
+    x = torch.ones(2).npu()
+    waited = []
+
+    def elsewhere():
+        try:
+            torch.npu.set_device(0)
+            torch.npu.synchronize()
+            waited.append("")
+        except RuntimeError as error:
+            waited.append(str(error))
+
+    def program():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return x + 1
+
+    graph, y = captured(program, capture_error_mode=mode)
+    graph.replay()
+    assert y.cpu().tolist() == [2, 2]
+    assert ("error code is 107030" in waited[0]) == (mode == "global")

@@ -322,6 +322,38 @@ def test_dynamic(program):
     check(program, dynamic=True)
 
 
+@of_random_programs(25)
+def test_captured(program):
+    """Captured over inputs of zeros and replayed on the program's, eager and captured are the same bits."""
+    function = program.function()
+    inputs = [value.tensors[0] for value in program.inputs]
+    eager = function(*(x.clone().npu() for x in inputs))
+    places = [torch.zeros_like(x).npu() for x in inputs]
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        results = function(*places)
+    for _ in range(2):  # the program may write to its inputs
+        for place, x in zip(places, inputs, strict=True):
+            place.copy_(x)
+        graph.replay()
+        for result, expected in zip(results, eager, strict=True):
+            assert torch.equal(result.cpu().nan_to_num(), expected.cpu().nan_to_num())
+
+
+@of_random_programs(6)
+def test_captured_by_torchair(program):
+    torch._dynamo.reset()
+    config = torchair.CompilerConfig()
+    config.mode = "reduce-overhead"
+    function = program.function()
+    compiled = torch.compile(function, backend=torchair.get_npu_backend(compiler_config=config), dynamic=False)
+    inputs = [value.tensors[0] for value in program.inputs]
+    eager = function(*(x.clone().npu() for x in inputs))
+    for _ in range(2):
+        for result, expected in zip(compiled(*(x.clone().npu() for x in inputs)), eager, strict=True):
+            torch.testing.assert_close(result.cpu(), expected.cpu(), rtol=1e-5, atol=1e-5 * program.largest)
+
+
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_a_wrong_kernel_is_found_and_named(monkeypatch, dynamic):
     def tanh(x: torch.Tensor) -> torch.Tensor:
