@@ -1,8 +1,8 @@
 """A report of what a program did on the simulated device, for what it would do on a real one.
 
 Which operators it used and how often, which it asked for in vain, the graphs that it captured and how often each was replayed, and the
-lines of the program that copied between host and device or made the host wait: there a real NPU runs dry. `record()` for a part of a program; `python -m moe_graph run --report`, or
-MOE_GRAPH_SIM_REPORT=1, for all of it, shown on stderr at exit, by each process.
+lines of the program that copied between host and device or made the host wait: there a real NPU runs dry. `record()` for a part of a
+program; `python -m moe_graph run --report`, or MOE_GRAPH_SIM_REPORT=1, for all of it, shown on stderr at exit, by each process.
 """
 
 from __future__ import annotations
