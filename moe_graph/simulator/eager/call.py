@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
-from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, HOST_RESULTS, SEEDED
+from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, GIVEN_SEED, HOST_RESULTS, SEEDED
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias, to_npu
 
@@ -44,7 +44,8 @@ class Operator:
         self._host_results = HOST_RESULTS.get(qualified, ())
         self._names = [argument.name for argument in schema.arguments] if qualified in SEEDED else []
         self.position = eager_random.generator_position(overload)
-        self.draws = self.position is not None or torch.Tag.nondeterministic_seeded in overload.tags
+        by_tag = torch.Tag.nondeterministic_seeded in overload.tags and qualified not in SEEDED | GIVEN_SEED
+        self.draws = self.position is not None or by_tag
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -56,6 +57,8 @@ class Operator:
             if state == captured.WAITING:
                 raise captured.failure(str(self.overload), 507046)
             if state != captured.ORDINARY:
+                if self._wants_seed(args, kwargs):
+                    raise NotImplementedError(f"{self.overload}: dropout in a captured graph is not modelled")
                 return record.record(self, args, kwargs, device, stream)
         compute = self._unrecorded if _is_profiled() else self._call
         if (
@@ -106,8 +109,10 @@ class Operator:
             cpu_kwargs["device"] = _CPU
             unnumbered = asked.type == "npu" and asked.index is None
             device = torch.device("npu", torch.npu.current_device()) if unnumbered else asked
-        if self._names and device.type == "npu":
-            cpu_args, cpu_kwargs = self._seeded(cpu_args, cpu_kwargs, device)
+        if device.type == "npu" and self._wants_seed(args, kwargs):
+            seed, offset = eager_random.advance(torch.npu.default_generators[device.index or 0])
+            cpu_kwargs = {**dict(zip(self._names, cpu_args)), **cpu_kwargs, "seed": seed, "offset": offset}
+            cpu_args = []
         if self.draws and device.type == "npu":
             given = kwargs.get("generator")
             if given is None and self.position is not None and self.position < len(args):
@@ -127,13 +132,13 @@ class Operator:
             )
         return result
 
-    def _seeded(self, args: list, kwargs: dict[str, Any], device: torch.device) -> tuple[list, dict[str, Any]]:
-        """The arguments with seed and offset of the NPU's generator, where the operator draws and the caller gave none."""
+    def _wants_seed(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Does the operator draw by a seed that the caller has not given?"""
+        if not self._names:
+            return False
         given = {**dict(zip(self._names, args)), **kwargs}
-        if given.get("keep_prob", 1.0) == 1.0 or given.get("dropout_mask") is not None or given.get("seed"):
-            return args, kwargs
-        seed, offset = eager_random.advance(torch.npu.default_generators[device.index or 0])
-        return [], {**given, "seed": seed, "offset": offset}
+        drawn = given.get("keep_prob", 1.0) != 1.0 and given.get("dropout_mask") is None
+        return drawn and not given.get("seed")
 
 
 # These take a number for a tensor, too.
