@@ -41,7 +41,7 @@ _LIKE_THE_FIRST = """
     logsumexp logcumsumexp cumsum cumprod prod renorm rsqrt special_entr special_i0e mvlgamma polygamma inverse
     _cdist_forward _cdist_backward _pdist_forward _pdist_backward cdist pdist
     nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward
-    multilabel_margin_loss_forward multilabel_margin_loss_backward multilabel_margin_loss multi_margin_loss multi_margin_loss_backward
+    multilabel_margin_loss_forward multilabel_margin_loss_backward multilabel_margin_loss
     matmul_backward matmul_double_backward _thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _conv_depthwise2d
     slow_conv_dilated2d_backward slow_conv_transpose2d_backward l1_loss_backward kl_div_backward kl_div_target_backward
     repeat_interleave_backward_int repeat_interleave_backward_tensor npu_renorm_backward npu_gather_backward
@@ -82,9 +82,6 @@ _ONLY_WITH = {
     "_index_put_impl": "accumulate",
 }
 
-# A device's kernels multiply and add float16 here in float16, each step rounded (ops-nn, foreach_add_list); bfloat16 in float32.
-_STEPWISE = {("_foreach_add", "List"), ("_foreach_sub", "List")}
-
 # The sums of a product depend on how its operands lie in memory: they are laid out one way, so that all ways give the same bits.
 _PRODUCTS = "mm bmm addmm baddbmm addbmm matmul dot vdot mv addmv _addmm_activation"
 
@@ -103,8 +100,6 @@ def rounded_once(
 ) -> Callable[..., Any] | None:
     """An operator of aten as `LISTED` wants it, on CPU tensors; None if it is not listed. `function`: what computes it, if not itself."""
     schema, name = overload._schema, base_name(overload)
-    if (name, schema.overload_name) in _STEPWISE:
-        return functools.partial(_sums_of_lists, sign=-1 if name == "_foreach_sub" else 1, in_place=schema.is_mutable)
     if name not in LISTED:
         return None
     names = [argument.name for argument in schema.arguments]
@@ -152,24 +147,6 @@ def in_float32(function: _Function) -> _Function:
     return _in_float32(function)  # type: ignore[return-value]
 
 
-def sum_of_multiple(x: Tensor, other: Tensor, factor: float) -> Tensor:
-    """x + factor * other of one pair of a list, rounded as a device's foreach kernels round it."""
-    if x.dtype == other.dtype == torch.float16:
-        return x + other * _rounded(factor, torch.float16)
-    return in_float32(torch.add)(x, other, alpha=factor)
-
-
-def _sums_of_lists(
-    xs: Sequence[Tensor], others: Sequence[Tensor], alpha: float = 1, *, sign: int, in_place: bool
-) -> list[Tensor] | None:
-    found = [sum_of_multiple(x, other, sign * alpha) for x, other in zip(xs, others)]
-    if not in_place:
-        return found
-    for x, new in zip(xs, found):
-        x.copy_(new)
-    return None
-
-
 def softmax(x: Tensor, dim: int, half_to_float: bool = False, logarithm: bool = False) -> Tensor:
     """softmax along dim, or its logarithm, in the dtype of x, or with half_to_float in float32."""
     result = (torch.log_softmax if logarithm else torch.softmax)(x.float() if x.dtype in HALF else x, dim)
@@ -201,7 +178,7 @@ def _in_float32(
             dtype = functools.reduce(_promote, tensors).dtype if promoted else tensors[0].dtype
         widened = _Widened(torch.contiguous_format if contiguous else torch.preserve_format)
         values = {
-            key: _rounded(value, dtype) if key in numbers and isinstance(value, float) else widened(value)
+            key: as_rounded(value, dtype) if key in numbers and isinstance(value, float) else widened(value)
             for key, value in given
         }
         result = function(*(values[i] for i in range(len(args))), **{name: values[name] for name in kwargs})
@@ -273,5 +250,6 @@ def _promote(left: Tensor, right: Tensor) -> Tensor:
     return kept if kept.dtype == dtype else torch.empty(kept.shape, dtype=dtype, device="meta")
 
 
-def _rounded(number: float, dtype: torch.dtype) -> float:
+def as_rounded(number: float, dtype: torch.dtype) -> float:
+    """The number of this dtype that is nearest to a number."""
     return torch.tensor(number, dtype=dtype).item()

@@ -100,3 +100,94 @@ def test_eager_and_graph_agree_bit_by_bit(names, dtype):
             if not torch.equal(one.cpu(), other.cpu()):
                 differ[name] = f"{(one.cpu() != other.cpu()).sum().item()} of {one.numel()}"
     assert not differ
+
+
+def on_npu(values):
+    return [value.npu() if isinstance(value, torch.Tensor) else value for value in values]
+
+
+LOGITS, TARGETS = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 4, 0, 2, 3, 3])
+# What a device takes and the CPU's kernel refuses: (function, arguments it takes there, what the CPU is given).
+TAKEN = {
+    "nll_loss": (F.nll_loss, [LOGITS, TARGETS.int()], [LOGITS, TARGETS]),
+    "cross_entropy": (F.cross_entropy, [LOGITS, TARGETS.int()], [LOGITS, TARGETS]),
+    "gather": (torch.gather, [LOGITS, 1, TARGETS.int()[:, None]], [LOGITS, 1, TARGETS[:, None]]),
+    "index_copy": (
+        torch.index_copy,
+        [LOGITS, 0, TARGETS.int()[:2], LOGITS[2:4]],
+        [LOGITS, 0, TARGETS[:2], LOGITS[2:4]],
+    ),
+    "scatter": (torch.scatter, [LOGITS, 1, TARGETS.int()[:, None], 7.0], [LOGITS, 1, TARGETS[:, None], 7.0]),
+    "put": (torch.put, [LOGITS, TARGETS.int()[:2], LOGITS[0, :2]], [LOGITS, TARGETS[:2], LOGITS[0, :2]]),
+    "half softmax to float": (torch._softmax, [LOGITS.half(), 1, True], [LOGITS.half().float(), 1, False]),
+    "cdist of half": (torch.cdist, [LOGITS.half(), LOGITS.half()], [LOGITS.half().float(), LOGITS.half().float()]),
+    "avg_pool3d of half": (
+        lambda x: F.avg_pool3d(x, 2),
+        [LOGITS.half().expand(1, 2, 6, 5)],
+        [LOGITS.half().float().expand(1, 2, 6, 5)],
+    ),
+    "add_relu of half": (torch._VF._add_relu, [LOGITS.half(), LOGITS.half()], [LOGITS.half().float()] * 2),
+    "hardsigmoid of whole numbers": (F.hardsigmoid, [TARGETS.int() * 3], [TARGETS.float() * 3]),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken_as_a_device_takes_it(name):
+    function, arguments, cpu_arguments = TAKEN[name]
+    found, expected = function(*on_npu(arguments)).cpu(), function(*cpu_arguments)
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=0)
+
+
+def test_gradients_of_int32_targets():
+    gradients = []
+    for device, targets in (("cpu", TARGETS), ("npu", TARGETS.int())):
+        leaf = LOGITS.clone().to(device).requires_grad_()
+        F.cross_entropy(leaf, targets.to(device)).backward()
+        gradients.append(leaf.grad.cpu())
+    torch.testing.assert_close(*gradients)
+
+
+def test_one_hot_has_the_dtype_of_its_indices():
+    found = F.one_hot(TARGETS.int().npu(), 6)
+    assert found.dtype == torch.int32 and torch.equal(found.cpu().long(), F.one_hot(TARGETS, 6))
+    assert F.one_hot(TARGETS.npu(), 6).dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
+def test_a_mixed_product_has_the_dtype_of_its_first_operand(dtypes):
+    x, y = data(3, 64).to(dtypes[0]), data(64, 5).to(dtypes[1])
+    found = torch.mm(x.npu(), y.npu())
+    assert found.dtype == dtypes[0]
+    assert torch.equal(found.cpu(), (x.float() @ y.float()).to(dtypes[0]))
+
+
+def test_lstm_cell_of_half_with_float_weights():
+    cell, x, state = torch.nn.LSTMCell(4, 8), torch.randn(3, 4).half(), torch.randn(3, 8).half()
+    expected = cell(x.float(), (state.float(), state.float()))
+    found = cell.npu()(x.npu(), (state.npu(), state.npu()))
+    for one, other in zip(found, expected):
+        assert one.dtype == torch.float16
+        torch.testing.assert_close(one.cpu().float(), other, rtol=2e-3, atol=2e-3)
+
+
+def test_foreach_scalars_on_the_cpu_and_lists_of_two_devices():
+    x, scalars = torch.arange(1.0, 4.0), torch.tensor([2.0, 3.0])
+    found = torch._foreach_addcdiv(on_npu([x, x]), on_npu([x, x]), on_npu([x, x]), scalars)
+    assert [each.tolist() for each in found] == [(x + 2).tolist(), (x + 3).tolist()]
+    mixed = [-x.npu(), -x]
+    torch._foreach_sign_(mixed)
+    assert [each.tolist() for each in mixed] == [[-1, -1, -1]] * 2 and mixed[0].device.type == "npu"
+    with pytest.raises(RuntimeError, match="same number of tensors"):
+        torch._foreach_sub(on_npu([x, x]), on_npu([x]), alpha=2)
+
+
+@pytest.mark.parametrize("name", ["sum", "all", "norm"])
+def test_a_dimension_out_of_range_is_a_runtime_error(name):
+    with pytest.raises(RuntimeError, match="Dimension out of range"):
+        getattr(torch, name)(torch.ones(1, 1).npu(), dim=-3)
+
+
+def test_renorm_of_p_0_counts():
+    x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]])
+    found = torch.renorm(x.npu(), 0, 0, 1.0).cpu()
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.0, 5.0]]))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import Tensors, kernel
-from moe_graph.operators.rounding import in_float32, sum_of_multiple
+from moe_graph.operators.foreach import less_multiple, plus_multiple, plus_product, plus_quotient
+from moe_graph.operators.rounding import in_float32
 
 # Of each tensor: Foreach<name>.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,6 +68,10 @@ WITH_TWO_LISTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# Of these a device rounds ScalarList otherwise than Scalar.
+_PER_PLACE = {"Addcmul": plus_product, "Addcdiv": plus_quotient}
+
+
 def _per_tensor(scalars: Tensor, count: int) -> Sequence[float]:
     """A number for each of `count` tensors."""
     values = scalars.reshape(-1).tolist()
@@ -80,7 +85,7 @@ def _per_tensor(scalars: Tensor, count: int) -> Sequence[float]:
 def _register(ge_type: str, function: Callable, text: str) -> None:
     function.__name__ = function.__qualname__ = ge_type
     function.__doc__ = f"GE {ge_type}: {text}"
-    kernel(ge_type)(in_float32(function))
+    kernel(ge_type)(function)
 
 
 def _make_unary(function: Callable[[Tensor], Tensor]) -> Callable:
@@ -126,30 +131,38 @@ def _make_two_lists_scalars(function: Callable[..., Tensor]) -> Callable:
 
 
 for _name, _function in UNARY.items():
-    _register(f"Foreach{_name}", _make_unary(_function), f"torch.{_function.__name__} of each tensor.")
+    _register(f"Foreach{_name}", _make_unary(in_float32(_function)), f"torch.{_function.__name__} of each tensor.")
 for _name, _function in WITH_SCALAR.items():
     _text = f"{_name} of each tensor and "
-    _register(f"Foreach{_name}Scalar", _make_scalar(_function), _text + "the scalar.")
-    _register(f"Foreach{_name}ScalarList", _make_scalar_list(_function), _text + "its scalar.")
+    _register(f"Foreach{_name}Scalar", _make_scalar(in_float32(_function)), _text + "the scalar.")
+    _register(f"Foreach{_name}ScalarList", _make_scalar_list(in_float32(_function)), _text + "its scalar.")
 for _name, _function in WITH_LIST.items():
-    _register(f"Foreach{_name}List", _make_list(_function), f"{_name} of each pair of tensors.")
+    _register(f"Foreach{_name}List", _make_list(in_float32(_function)), f"{_name} of each pair of tensors.")
 for _name, _function in WITH_TWO_LISTS.items():
     _text = f"{_name} of the tensors of three lists with "
-    _register(f"Foreach{_name}Scalar", _make_two_lists(_function), _text + "the scalar.")
-    _register(f"Foreach{_name}ScalarList", _make_two_lists_scalars(_function), _text + "their scalar.")
-    _register(f"Foreach{_name}List", _make_two_lists_scalars(_function), _text + "their element of scalars.")
+    _register(f"Foreach{_name}Scalar", _make_two_lists(in_float32(_function)), _text + "the scalar.")
+    _register(
+        f"Foreach{_name}ScalarList",
+        _make_two_lists_scalars(_PER_PLACE.get(_name, in_float32(_function))),
+        _text + "their scalar.",
+    )
+    _register(
+        f"Foreach{_name}List",
+        _make_two_lists_scalars(_PER_PLACE.get(_name, in_float32(_function))),
+        _text + "their element of scalars.",
+    )
 
 
 @kernel("ForeachAddList")
 def foreach_add_list(x1: Tensors, x2: Tensors, alpha: Tensor) -> Tensors:
     """GE ForeachAddList: x1 + alpha * x2 of each pair."""
-    return [sum_of_multiple(a, b, alpha.item()) for a, b in zip(x1, x2)]
+    return [plus_multiple(a, b, alpha.item()) for a, b in zip(x1, x2)]
 
 
 @kernel("ForeachSubList")
 def foreach_sub_list(x1: Tensors, x2: Tensors, alpha: Tensor) -> Tensors:
     """GE ForeachSubList: x1 - alpha * x2 of each pair."""
-    return [sum_of_multiple(a, b, -alpha.item()) for a, b in zip(x1, x2)]
+    return [less_multiple(a, b, alpha.item()) for a, b in zip(x1, x2)]
 
 
 @kernel("ForeachPowScalarAndTensor")

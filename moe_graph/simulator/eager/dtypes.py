@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_graph.operators import rounding
+from moe_graph.operators import foreach, rounding
 from moe_graph.simulator.eager.call import with_tensors
 
 # Indices and targets that the CPU's kernels want as int64; a device takes int32, too. By the operator's name without overload and
 # the underscore of the form in place.
 INDICES = {
     **dict.fromkeys(
-        ("nll_loss_forward", "nll_loss_backward", "nll_loss2d_forward", "nll_loss2d_backward", "multi_margin_loss"),
+        ("nll_loss_forward", "nll_loss_backward", "nll_loss2d_forward", "nll_loss2d_backward"),
         ("target",),
     ),
-    **dict.fromkeys(
-        ("multi_margin_loss_backward", "multilabel_margin_loss", "multilabel_margin_loss_forward"), ("target",)
-    ),
+    **dict.fromkeys(("multilabel_margin_loss", "multilabel_margin_loss_forward"), ("target",)),
     "multilabel_margin_loss_backward": ("target", "is_target"),
     **dict.fromkeys(
         (
@@ -50,6 +48,9 @@ WHOLE_NUMBERS = frozenset({"hardsigmoid"})
 
 def adapted(overload: torch._ops.OpOverload, function: Callable[..., Any] | None = None) -> Callable[..., Any] | None:
     """What computes an operator on CPU tensors: `function`, if not itself, with the casts it is listed for. None: itself as it is."""
+    stepwise = foreach.of_lists(overload)
+    if stepwise is not None:
+        return stepwise
     name = rounding.base_name(overload)
     plain = with_tensors(overload) if function is None else function
     function = rounding.rounded_once(overload, plain) or function
