@@ -204,6 +204,17 @@ class _Missing:
 _DEVICE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 
 
+def _one_hot(index: torch.Tensor, num_classes: int = -1) -> torch.Tensor | None:
+    """What aclnnOneHot gives, with no look at the values, for which the host would wait; None where the classes must be counted."""
+    if num_classes < 1:
+        return None
+    return (index.unsqueeze(-1) == torch.arange(num_classes, dtype=index.dtype, device=index.device)).to(index.dtype)
+
+
+WITHOUT_WAITING = {"aten::one_hot": _one_hot}
+"""Where a stream is captured: torch's composition looks at values, the kernel of a device does not."""
+
+
 def _composed(qualified: str) -> Callable[..., Any]:
     own = compat.kernel_below(qualified, _AUTOGRAD_KEY) if qualified in COMPOSED_BUT_TRACED else None
 
@@ -211,6 +222,12 @@ def _composed(qualified: str) -> Callable[..., Any]:
     def composed(*args: Any, **kwargs: Any) -> Any:
         if own is not None and detect_fake_mode((args, kwargs)) is not None:
             return own(_DEVICE_KEYS, *args, **kwargs)
+        if (
+            captured.is_special()
+            and qualified in WITHOUT_WAITING
+            and (result := WITHOUT_WAITING[qualified](*args, **kwargs)) is not None
+        ):
+            return result
         if qualified in LIKE_THE_INDEX and args[0].dtype == torch.int32:
             return _overload(qualified).decompose(args[0].long(), *args[1:], **kwargs).to(torch.int32)
         return _overload(qualified).decompose(*args, **kwargs)
