@@ -63,7 +63,12 @@ def main():
         with torch.npu.graph(graph):
             run()
         times = seconds({"eager": run, "replay": graph.replay}, 50)
-        table.add_row(name, f"{times['eager'] * 1e6:.0f}", f"{times['replay'] * 1e6:.0f}", f"{times['replay'] / times['eager']:.2f}")
+        table.add_row(
+            name,
+            f"{times['eager'] * 1e6:.0f}",
+            f"{times['replay'] * 1e6:.0f}",
+            f"{times['replay'] / times['eager']:.2f}",
+        )
     Console().print(table)
 
 

@@ -232,13 +232,13 @@ def test_starts_and_exits_are_clean(cache):
         assert (run.returncode, run.stdout) == (0, STARTED), run.stderr
 
 
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory):
+@pytest.fixture(scope="session", params=["simulator_driver.c", "simulator_captures.c"])
+def driver(request, tmp_path_factory):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("driver") / "driver"
-    sources = [*SOURCES.glob("*.c"), Path(__file__).with_name("simulator_driver.c")]
+    sources = [*SOURCES.glob("*.c"), Path(__file__).with_name(request.param)]
     warnings = ["-Wall", "-Wextra", "-Werror"]
     command = [
         compiler,

@@ -43,8 +43,9 @@ def compiled(folder: Path, source: Path, sanitizer: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_the_runtime_is_clean(tmp_path, sanitizer):
-    program = compiled(tmp_path, HERE / "simulator_driver.c", sanitizer)
+@pytest.mark.parametrize("source", ["simulator_driver.c", "simulator_captures.c"])
+def test_the_runtime_is_clean(tmp_path, source, sanitizer):
+    program = compiled(tmp_path, HERE / source, sanitizer)
     run = subprocess.run([program], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert (run.returncode, run.stdout) == (0, "ok\n"), run.stderr
 
