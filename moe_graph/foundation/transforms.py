@@ -108,7 +108,7 @@ def without_gradient(results: Any, inputs: Sequence[Any], why: Exception) -> Any
     if any(has_tangent(tensor) for tensor in tensors(*inputs)):
         raise NotImplementedError(message) from why
     leaves, spec = pytree.tree_flatten(results)
-    marked = torch._C._functions.DelayedError(message.encode(), len(leaves))
+    marked = torch._C._functions.DelayedError(message.encode(), 1)
     delayed = [
         marked(leaf.detach().requires_grad_()) if leaf.is_floating_point() or leaf.is_complex() else leaf
         for leaf in leaves

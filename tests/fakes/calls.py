@@ -204,6 +204,16 @@ CALLS = {
     ),
     "npu_kv_rmsnorm_rope_cache": (_kv_rmsnorm,),
     "npu_kv_rmsnorm_rope_cache_v2": (_kv_rmsnorm,),
+    "npu_kv_rmsnorm_rope_cache_v2_functional": (_kv_rmsnorm,),
+    "npu_moe_token_permute_grad_v2": (lambda: call(t("float16", 8, 16), t("int32", 8), 4, torch.float16, 2),),
+    "npu_moe_token_unpermute_grad": (
+        lambda: call(t("float16", 8, 16), t("float16", 4, 16), t("int32", 8), t("float16", 4, 2)),
+    ),
+    "npu_recurrent_gated_delta_rule_functional": (
+        lambda: call(
+            t("bfloat16", 4, 2, 16), t("bfloat16", 4, 2, 16), t("bfloat16", 4, 2, 32), t("bfloat16", 8, 2, 32, 16)
+        ),
+    ),
     "npu_matmul_compress_dequant": (
         lambda: call(t("int8", 4, 32), t("int8", 64), t("int8", 8), t("int32", 1, 16), t("uint64", 1, 16)),
     ),

@@ -1,6 +1,8 @@
-"""Calls operators of npu on fake NPU tensors and prints what each call gave; a script, so that it can run without this package.
+"""Calls operators of npu on fake tensors, most of them on an NPU, and prints what each call gave.
 
-    python walk.py [--import MODULE] [--then STATEMENT] [--attempts N] [OPERATOR ...]
+    python walk.py [--before STATEMENTS] [--attempts N] [OPERATOR ...]
+
+A script, so that it can run without this package.
 
 A line of JSON for each operator: its name and a list of outcomes, a result's dtypes and shapes or the kind of exception. The calls are
 drawn from the operator's schema, by a generator that starts anew for each operator: another process makes the same calls. Operators that
@@ -54,6 +56,7 @@ class Draw:
         self.rank = self.random.choice((1, 2, 2, 3, 3, 4))
         self.size = self.random.choice((1, 2, 8, 16, 64, 128))
         self.dtype = self.random.choice(DTYPES if self.random.random() < 0.5 else FLOATS)
+        self.device = self.random.choice(("npu:0", "npu:0", "npu:0", "cpu", "meta"))
         self.requires_grad = self.random.random() < 0.3
 
     def arguments(self, schema: torch._C.FunctionSchema) -> tuple[list, dict]:
@@ -85,7 +88,7 @@ class Draw:
             "bool": lambda: self.random.random() < 0.5,
             "str": lambda: self.random.choice(WORDS),
             "ScalarType": lambda: self.random.choice(DTYPES),
-            "Device": lambda: torch.device("npu:0"),
+            "Device": lambda: torch.device(self.device),
             "Layout": lambda: torch.strided,
             "Storage": lambda: None,
             "Generator": lambda: None,
@@ -96,7 +99,7 @@ class Draw:
         rank = self.rank if self.random.random() < KEPT else self.random.choice((1, 2, 3, 4))
         size = [self.size if self.random.random() < 0.9 else self.random.choice((1, 2, 8, 16)) for _ in range(rank)]
         dtype = self.dtype if self.random.random() < KEPT else self.random.choice(DTYPES)
-        tensor = torch.empty(size, dtype=dtype, device="npu:0")
+        tensor = torch.empty(size, dtype=dtype, device=self.device)
         return tensor.requires_grad_() if self.requires_grad and dtype in FLOATS else tensor
 
 

@@ -57,6 +57,16 @@ def test_a_refused_argument_is_a_runtime_error_as_torch_npus(kind):
         torch_npu.npu_grouped_matmul([x], [weight], group_list=torch.tensor([1, 2]).npu(), group_type=1, split_item=3)
 
 
+def test_several_results_of_a_call_without_gradient():
+    """What a device computes and the fallback does not has results where a gradient is required; asking for it is an error."""
+    x = torch.empty(4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    chosen = torch.empty(4, 2, dtype=torch.int32, device="meta")
+    expanded, *_, scale = torch_npu.npu_moe_init_routing_v2(x, chosen, expert_num=4, quant_mode=4)
+    assert (expanded.dtype, scale.dtype) == (torch.float8_e5m2, torch.float32)
+    with pytest.raises(RuntimeError, match="this call has no gradient: .*quant_mode must be -1, 0 or 1"):
+        scale.sum().backward()
+
+
 @pytest.mark.parametrize("operator", family.OPERATORS, ids=lambda operator: operator.name)
 def test_every_operator_has_a_kernel_for_the_device(operator):
     need_torch(2, 9)  # the dispatcher names no files before
