@@ -1,0 +1,88 @@
+"""Public Ascend models, unchanged, on the simulated device: the logits of prefill and decode against transformers' on the CPU.
+
+transformers computes in float32 from the same bfloat16 weights; the public code in bfloat16. So the difference is that of rounding, told as
+a part of the largest logit. Each row is printed: model, ranks, mode, largest difference.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+from configurations import MODELS
+
+DRIVER = Path(__file__).with_name("public_model.py")
+TOKENS = 9  # of the prefill and 8 decode steps
+CASES = [(name, ranks, mode) for name, model in MODELS.items() for ranks in model.ranks for mode in model.modes]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Name -> (folder of the checkpoint, transformers' model), each made once."""
+    models: dict[str, tuple[Path, torch.nn.Module]] = {}
+
+    def make(name: str) -> tuple[Path, torch.nn.Module]:
+        if name not in models:
+            folder = tmp_path_factory.mktemp(name)
+            models[name] = folder, checkpoint.write(MODELS[name], folder)
+        return models[name]
+
+    return make
+
+
+def run(name: str, ranks: int, mode: str, folder: Path) -> list[tuple[list, list[torch.Tensor]]]:
+    """What each rank has written."""
+    for old in folder.glob("rank_*.pt"):
+        old.unlink()
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, "-m", "moe_graph", "run", "-q", "--devices", str(ranks), *launcher, str(DRIVER)]
+    result = subprocess.run(
+        [*command, name, mode, str(folder), str(TOKENS)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    return [torch.load(folder / f"rank_{rank}.pt") for rank in range(ranks)]
+
+
+def difference(name: str, found: list, model: torch.nn.Module) -> float:
+    """The largest difference of the logits from transformers', as a part of the largest logit."""
+    largest = 0.0
+    for requests, steps in found:
+        for row, (prompt, generated) in enumerate(requests):
+            assert len(generated) >= TOKENS and len(steps) >= TOKENS, f"{name} has generated {len(generated)} tokens"
+            ours = torch.stack([step[row] for step in steps[:TOKENS]])
+            theirs = checkpoint.logits(model, prompt + generated[: TOKENS - 1], TOKENS)
+            largest = max(largest, float((ours[:, : theirs.shape[1]] - theirs).abs().max() / theirs.abs().max()))
+    return largest
+
+
+@pytest.mark.parametrize("name, ranks, mode", CASES)
+def test_logits_are_transformers(name, ranks, mode, made, capsys):
+    folder, model = made(name)
+    found = difference(name, run(name, ranks, mode, folder), model)
+    with capsys.disabled():
+        print(f"\n{name:12} {ranks} ranks  {mode:12} largest difference {found:.4f} of the largest logit")
+    assert found < MODELS[name].limit
+
+
+def test_a_perturbed_operator_is_noticed(made):
+    """The comparison sees one weight of one expert, or of one projection, changed by a fifth."""
+    folder, model = made("qwen3_8b")
+    found = run("qwen3_8b", 1, "eager", folder)
+    assert difference("qwen3_8b", found, model) < MODELS["qwen3_8b"].limit
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight.mul_(1.2)
+    try:
+        assert difference("qwen3_8b", found, model) > MODELS["qwen3_8b"].limit
+    finally:
+        with torch.no_grad():
+            model.model.layers[0].self_attn.v_proj.weight.div_(1.2)
