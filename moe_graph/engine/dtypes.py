@@ -50,6 +50,8 @@ TYPES = (
 )
 _BY_GE = {t.ge: t for t in TYPES}
 _BY_PROTO = {t.proto: t for t in TYPES}
+PACKED = frozenset(t.ge for t in TYPES if t.packed)
+"""Numbers of the types below a byte, in GE's enum."""
 
 
 def from_ge(number: int) -> GeType:

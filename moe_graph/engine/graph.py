@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +17,8 @@ from moe_graph.engine.errors import GraphError
 DATA_TYPES = ("Data", "RefData")
 CONST_TYPES = ("Const", "Constant")
 OUTPUT_TYPE = "NetOutput"
+# Types that give the elements of their first input, in another shape or order.
+_KEEP_ELEMENTS = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "TensorMove", "View", "Contiguous")
 # Attributes that place or lay out and never change a value. Those that begin with "_" are torchair's and GE's notes.
 _NOTES = frozenset({"input_layout_info", "output_layout_info", "torchair_enable_data_dump", "op_exec_never_timeout"})
 
@@ -110,6 +112,7 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
         raise GraphError(f"graph {graph.name!r} must have one NetOutput, got {len(outputs)}")
 
     needed = _order(nodes, outputs[0])
+    _carry_packed_types(nodes, graph.op, needed)
     constants, data, order = {}, {}, []
     for index in needed:
         node, op = nodes[index], graph.op[index]
@@ -168,6 +171,27 @@ def _trace_sources(nodes: list[Node], source_lines: Mapping[str, str]) -> None:
         line = source_lines.get(node.source.partition("-")[0])
         if line:
             node.source += f", {line}"
+
+
+def _carry_packed_types(nodes: list[Node], operators: Any, order: list[int]) -> None:
+    """A type of less than a byte goes on to the readers, as GE infers it: torchair describes it where it is made, if at all."""
+    for node in map(nodes.__getitem__, order):
+        read = [None if slot is None else nodes[slot[0]].outputs[slot[1] : slot[1] + 1] for slot in node.slots]
+        node.inputs = tuple(
+            replace(own, type=source[0].type) if source and source[0].type and source[0].type.packed else own
+            for own, source in zip(node.inputs, read)
+        )
+        made = (
+            node.inputs[0].type if node.type in _KEEP_ELEMENTS and node.inputs else _asked_type(operators[node.index])
+        )
+        if made is not None and made.packed and node.outputs:
+            node.outputs = (replace(node.outputs[0], type=made), *node.outputs[1:])
+
+
+def _asked_type(op: Any) -> GeType | None:
+    """The type that an attribute asks for, of an operator that quantises to a given one."""
+    number = attributes.decode(op.attr["dst_type"]) if "dst_type" in op.attr else None
+    return dtypes.from_ge(number) if isinstance(number, int) and number in dtypes.PACKED else None
 
 
 def _connect(node: Node, op: Any, by_name: dict[str, Node]) -> None:

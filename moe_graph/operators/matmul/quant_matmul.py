@@ -125,12 +125,7 @@ def _ge_quant_batch_matmul_v3(
 ) -> Tensor:
     left = x1.transpose(-1, -2) if transpose_x1 else x1
     right = x2.transpose(-1, -2) if transpose_x2 else x2
-    return compute(_signed(left), _signed(right), scale, offset, pertoken_scale, bias, dtype.torch)
-
-
-def _signed(x: Tensor) -> Tensor:
-    """The engine carries int4 in uint8, an element in each."""
-    return torch.where(x > int4.INT4_MAX, x.to(torch.int8) - 16, x.to(torch.int8)) if x.dtype == torch.uint8 else x
+    return compute(int4.of_carrier(left), int4.of_carrier(right), scale, offset, pertoken_scale, bias, dtype.torch)
 
 
 OPERATOR = of_torch_npu(

@@ -26,7 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16)
 PER_TOKEN, PER_TENSOR, PER_CHANNEL = "pertoken", "pertensor", "perchannel"
 
 
-def _check_arguments(
+def check_arguments(
+    check: Checks,
     x: Tensor,
     smooth_scales: Tensor | None,
     group_index: Tensor | None,
@@ -34,32 +35,32 @@ def _check_arguments(
     quant_mode: str,
     dst_type_max: float,
 ) -> None:
-    _check.dtype("input", x, DTYPES)
-    _check.rank("input", x, range(2, 9), "[..., H] of 2 to 8 dimensions")
+    check.dtype("input", x, DTYPES)
+    check.rank("input", x, range(2, 9), "[..., H] of 2 to 8 dimensions")
     if dst_type is not None and dtypes.from_number(dst_type) != torch.int8:
-        _check.refuse("dst_type", "torch.int8 (no other type has a fallback)", dtypes.name(dst_type))
-    _check.value("quant_mode", quant_mode, (PER_TOKEN, PER_TENSOR, PER_CHANNEL))
+        check.refuse("dst_type", "torch.int8 (no other type has a fallback)", dtypes.name(dst_type))
+    check.value("quant_mode", quant_mode, (PER_TOKEN, PER_TENSOR, PER_CHANNEL))
     if dst_type_max != 0.0:
-        _check.refuse("dst_type_max", "0.0 (it is for hifloat8, which has no fallback)", dst_type_max)
+        check.refuse("dst_type_max", "0.0 (it is for hifloat8, which has no fallback)", dst_type_max)
     if group_index is not None:
         if smooth_scales is None or quant_mode != PER_TOKEN:
-            _check.refuse(
+            check.refuse(
                 "group_index", "None without smooth_scales and outside quant_mode 'pertoken'", group_index.shape
             )
-        _check.dtype("group_index", group_index, (torch.int32,))
-        _check.rank("group_index", group_index, (1,), "[G]")
-        _check.device("group_index", group_index, "input", x)
-        _check.size(group_index.shape[0] > 0, "group_index", "of at least one group", group_index)
+        check.dtype("group_index", group_index, (torch.int32,))
+        check.rank("group_index", group_index, (1,), "[G]")
+        check.device("group_index", group_index, "input", x)
+        check.size(group_index.shape[0] > 0, "group_index", "of at least one group", group_index)
     if smooth_scales is not None:
         width = x.shape[-2 if quant_mode == PER_CHANNEL else -1]
-        _check.dtype("smooth_scales", smooth_scales, (x.dtype,))
-        _check.device("smooth_scales", smooth_scales, "input", x)
+        check.dtype("smooth_scales", smooth_scales, (x.dtype,))
+        check.device("smooth_scales", smooth_scales, "input", x)
         shape = "[H]" if group_index is None else "[G, H]"
-        _check.rank("smooth_scales", smooth_scales, (1,) if group_index is None else (2,), shape)
-        _check.size(smooth_scales.shape[-1] == width, "smooth_scales", f"of last size {width}", smooth_scales)
+        check.rank("smooth_scales", smooth_scales, (1,) if group_index is None else (2,), shape)
+        check.size(smooth_scales.shape[-1] == width, "smooth_scales", f"of last size {width}", smooth_scales)
         if group_index is not None:
             groups = group_index.shape[0]
-            _check.size(smooth_scales.shape[0] == groups, "smooth_scales", f"of first size {groups}", smooth_scales)
+            check.size(smooth_scales.shape[0] == groups, "smooth_scales", f"of first size {groups}", smooth_scales)
 
 
 def fake(
@@ -72,7 +73,7 @@ def fake(
     dst_type_max: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """y of the input's shape, int8, and scale, float32."""
-    _check_arguments(x, smooth_scales, group_index, dst_type, quant_mode, dst_type_max)
+    check_arguments(_check, x, smooth_scales, group_index, dst_type, quant_mode, dst_type_max)
     shape = {PER_TOKEN: x.shape[:-1], PER_TENSOR: (1,), PER_CHANNEL: (*x.shape[:-2], x.shape[-1])}[quant_mode]
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(shape, dtype=torch.float32)
 
@@ -87,10 +88,10 @@ def dynamic_quant(
     dst_type_max: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """y and scale, as the module's document says. Raises ValueError on arguments that the document excludes or that are not served."""
-    _check_arguments(x, smooth_scales, group_index, dst_type, quant_mode, dst_type_max)
+    check_arguments(_check, x, smooth_scales, group_index, dst_type, quant_mode, dst_type_max)
     values = x.float()
     if smooth_scales is not None:
-        values = values * _factors(values, smooth_scales.float(), group_index, quant_mode)
+        values = values * factors(_check, values, smooth_scales.float(), group_index, quant_mode)
     if quant_mode == PER_TOKEN:
         y, scale = dynamic_int8(values)
         return y, scale.squeeze(-1)
@@ -101,7 +102,9 @@ def dynamic_quant(
     return y, scale.reshape(1)
 
 
-def _factors(values: Tensor, smooth_scales: Tensor, group_index: Tensor | None, quant_mode: str) -> Tensor:
+def factors(
+    check: Checks, values: Tensor, smooth_scales: Tensor, group_index: Tensor | None, quant_mode: str
+) -> Tensor:
     """What the values are multiplied with, in a shape that broadcasts."""
     if quant_mode == PER_CHANNEL:
         return smooth_scales.unsqueeze(-1)
@@ -109,7 +112,7 @@ def _factors(values: Tensor, smooth_scales: Tensor, group_index: Tensor | None, 
         return smooth_scales
     rows = values.shape[:-1].numel()
     valid = (group_index.diff(prepend=group_index.new_zeros(1)) >= 0).all() & (group_index[-1] == rows)
-    check_values(_check, "group_index", group_index, valid, f"non-decreasing and end with the {rows} tokens")
+    check_values(check, "group_index", group_index, valid, f"non-decreasing and end with the {rows} tokens")
     group = group_of_rows(group_index, rows).clamp_max(len(smooth_scales) - 1)
     return smooth_scales.index_select(0, group).view(values.shape)
 
@@ -126,30 +129,10 @@ def _ge_dynamic_quant(
     return dynamic_quant(x, smooth_scales=smooth_scales, group_index=group_index)
 
 
-def _ge_dynamic_quant_v2(
-    x: Tensor,
-    smooth_scales: Tensor | None = None,
-    group_index: Tensor | None = None,
-    *,
-    dst_type: GeType = 2,  # type: ignore[assignment]
-    is_symmetrical: bool = False,
-    quant_mode: str = "pertoken",
-    dst_type_max: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """GE DynamicQuantV2, the symmetric form: its third output, the offset, is 0 and read by nobody."""
-    only_int8(dst_type)
-    if not is_symmetrical:
-        raise ValueError("is_symmetrical must be true: asymmetric quantization is not modelled")
-    y, scale = dynamic_quant(
-        x, smooth_scales=smooth_scales, group_index=group_index, quant_mode=quant_mode, dst_type_max=dst_type_max
-    )
-    return y, scale, torch.zeros_like(scale)
-
-
 OPERATOR = declare(
     "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
     'str quant_mode="pertoken", float dst_type_max=0.) -> (Tensor, Tensor)',
     fake=fake,
     fallback=dynamic_quant,
-    ge=[GeKernel("DynamicQuant", _ge_dynamic_quant), GeKernel("DynamicQuantV2", _ge_dynamic_quant_v2)],
+    ge=[GeKernel("DynamicQuant", _ge_dynamic_quant)],
 )

@@ -23,3 +23,16 @@ def unpacked(words: Tensor) -> Tensor:
     """int32 [..., K / 8] -> int8 [..., K], from -8 to 7."""
     nibbles = (words.unsqueeze(-1).to(torch.int64) >> (4 * torch.arange(PER_WORD))) & 0xF
     return torch.where(nibbles > INT4_MAX, nibbles - 16, nibbles).flatten(-2).to(torch.int8)
+
+
+def carried(values: Tensor) -> Tensor:
+    """Whole numbers from -8 to 7 as the host engine carries GE's DT_INT4: one element in the low half of each uint8."""
+    return values.to(torch.int8).view(torch.uint8) & 0xF
+
+
+def of_carrier(x: Tensor) -> Tensor:
+    """What `carried` made, as int8 from -8 to 7; a tensor of another dtype, which is not int4, as it is."""
+    if x.dtype != torch.uint8:
+        return x
+    nibbles = x.to(torch.int8)
+    return torch.where(nibbles > INT4_MAX, nibbles - 16, nibbles)
