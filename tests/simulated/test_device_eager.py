@@ -225,6 +225,17 @@ def test_an_operator_that_nothing_serves_names_itself_and_the_function_that_is_m
     assert seen.missing["npu.npu_sign_bits_pack.default"] == 1
 
 
+def test_a_function_of_cpp_that_is_missing_is_told_by_the_name_that_stands_in_source():
+    need_torch(2, 9)
+    x = torch.ones(2, 128).half().npu()
+    with report.record() as seen:
+        with pytest.raises(
+            NotImplementedError, match=r"atb\._npu_rotary_embedding\.default has no kernel.*atb::.* is not modelled"
+        ):
+            torch_npu._npu_rotary_embedding(torch.arange(2).npu(), x, x, 64, torch.ones(9, 64).half().npu(), True)
+    assert any(name.startswith("atb::") for name in seen.missing) and not any("_Z" in name for name in seen.missing)
+
+
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
     "SGD fused": lambda p: torch.optim.SGD(p, 0.1, fused=True),

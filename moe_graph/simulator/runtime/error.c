@@ -53,7 +53,7 @@ SIM_API aclError aclrtGetLastError(int32_t level)
 
 static pthread_mutex_t missed_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
-    const char *function; /* a literal of the stubs or of these sources */
+    char *function;
     uint64_t count;
 } missed[MISSED_CAPACITY];
 static size_t missed_size;
@@ -64,12 +64,10 @@ static void remember_missed(const char *function)
     size_t at = 0;
     while (at < missed_size && strcmp(missed[at].function, function) != 0)
         at++;
-    if (at < MISSED_CAPACITY) {
-        missed[at].function = function;
+    if (at == missed_size && at < MISSED_CAPACITY && (missed[at].function = strdup(function)) != NULL)
+        missed_size++;
+    if (at < missed_size)
         missed[at].count++;
-        if (at == missed_size)
-            missed_size++;
-    }
     pthread_mutex_unlock(&missed_lock);
 }
 
@@ -144,7 +142,7 @@ void sim_not_modelled_cpp(const char *function)
     char name[MESSAGE_LENGTH / 2], text[MESSAGE_LENGTH];
     read_name(function, name, sizeof name);
     snprintf(text, sizeof text, "simulated device: %s (C++) is not modelled", name);
-    remember_missed(function);
+    remember_missed(name);
     sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s (C++) is not modelled", name);
     sim_take_lock_back();
     void (*throw_runtime_error)(const char *) = NULL;
