@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ STRICTER = (
 )
 
 
-def start(before: str, names: tuple = (), attempts: int = 0) -> subprocess.Popen:
+def start(before: str, names: Iterable[str], attempts: int) -> subprocess.Popen:
     libraries = str(build.ensure_built()[0].parent)
     return subprocess.Popen(
         [sys.executable, str(WALK), "--before", before, "--attempts", str(attempts), *names],
@@ -62,43 +63,46 @@ def differences(without: dict, with_us: dict) -> list:
     return found
 
 
-def compare(names: tuple, attempts: int) -> dict:
-    processes = [start(before, names, attempts) for before in (WITHOUT, WITH)]
-    without, with_us = map(outcomes, processes)
+def summary(without: dict) -> set:
+    """The operators with a call that is accepted without this package; prints how many, and how many calls."""
     every = [outcome for calls in without.values() for outcome in calls]
     accepted = sum("result" in outcome for outcome in every)
-    satisfied = [name for name, calls in without.items() if any("result" in outcome for outcome in calls)]
+    satisfied = {name for name, calls in without.items() if any("result" in outcome for outcome in calls)}
     print(
         f"{len(without)} operators, {len(satisfied)} with a call that is accepted without moe_graph; {len(every)} calls: "
         f"{accepted} accepted, {len(every) - accepted} refused, both without and with it"
     )
-    assert (found := differences(without, with_us)) == [], "\n".join(found)
-    return {name: name in satisfied for name in without}
+    return satisfied
 
 
-def test_operators_of_the_layer():
+@pytest.fixture(scope="module")
+def of_the_layer():
+    """The outcomes of the layer's operators without this package, with it, and when it has taken itself back."""
     need_torch(2, 13)  # the arguments are this version's
-    names = tuple(sorted(name for name in CALLS if "moe" in name or "grouped_matmul" in name or "swiglu" in name))
-    satisfied = compare((*names, "npu_swiglu_backward", "npu_moe_compute_expert_tokens", "npu_dynamic_quant"), 12)
-    assert all(satisfied.values()), satisfied
+    names = {name for name in CALLS if "moe" in name or "grouped_matmul" in name or "swiglu" in name}
+    names |= {"npu_swiglu_backward", "npu_moe_compute_expert_tokens", "npu_dynamic_quant"}
+    return [outcomes(child) for child in [start(before, sorted(names), 12) for before in (WITHOUT, WITH, UNREGISTERED)]]
+
+
+def test_operators_of_the_layer(of_the_layer):
+    without, with_us, _ = of_the_layer
+    assert (found := differences(without, with_us)) == [], "\n".join(found)
+    assert summary(without) == without.keys()
+    assert any("raises" in call for call in with_us[STRICTER]) and any("result" in call for call in with_us[STRICTER])
+
+
+def test_unregistering_restores_torch_npus(of_the_layer):
+    without, _, back = of_the_layer
+    assert {name: list(map(kind, calls)) for name, calls in back.items()} == {
+        name: list(map(kind, calls)) for name, calls in without.items()
+    }
 
 
 @pytest.mark.slow
 def test_every_operator():
     """About two minutes."""
     need_torch(2, 13)
-    satisfied = compare((), 60)
-    assert len(satisfied) > 200
-    assert sorted(name for name, accepted in satisfied.items() if not accepted) == sorted(UNSATISFIABLE)
-
-
-def test_unregistering_restores_torch_npus():
-    need_torch(2, 13)
-    names = ("npu_moe_re_routing", "npu_grouped_matmul.List", "npu_moe_token_permute", "npu_dynamic_quant")
-    without, back = map(outcomes, [start(before, names, 4) for before in (WITHOUT, UNREGISTERED)])
-    assert {name: list(map(kind, calls)) for name, calls in without.items()} == {
-        name: list(map(kind, calls)) for name, calls in back.items()
-    }
-    with_us = outcomes(start(WITH, names, 4))
-    assert any("raises" in call for call in with_us["npu_moe_re_routing"])
-    assert all("result" in call for call in back["npu_moe_re_routing"])
+    without, with_us = [outcomes(child) for child in [start(before, (), 60) for before in (WITHOUT, WITH)]]
+    assert (found := differences(without, with_us)) == [], "\n".join(found)
+    assert len(without) > 200
+    assert without.keys() - summary(without) == UNSATISFIABLE.keys()
