@@ -33,16 +33,16 @@ def attend(
         return attend_with_sums(query, key, value, scale, allowed, bias, sink)[0]
     batch, heads, rows, width = query.shape
     groups = heads // key.shape[1]
+    if rows * groups <= width:  # the scores are fewer than the keys' elements
+        scores = scores_of(query, key, scale, bias)
+        if allowed is None:
+            return _by_value(scores.softmax(-1), value)
+        output = _by_value(scores.masked_fill_(~allowed, -torch.inf).softmax(-1), value)
+        return output.masked_fill(~allowed.any(-1, keepdim=True), 0)
     mask = _additive(allowed, bias)
-    if groups > 1 and rows == 1:  # the heads that share a key/value head are rows of one product
-        query = query.reshape(batch, key.shape[1], groups, width)
-        if mask is not None:
-            mask = mask.expand(-1, -1, rows, -1)
-            if mask.shape[1] > 1:
-                mask = mask.reshape(mask.shape[0], key.shape[1], groups, -1)
-    elif groups > 1:
+    if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    output = _by_torch(query, key, value, mask, scale).reshape(batch, heads, rows, value.shape[3])
+    output = _by_torch(query, key, value, mask, scale)
     if allowed is None:
         return output
     return output.masked_fill(~allowed.any(-1, keepdim=True), 0)

@@ -191,7 +191,9 @@ def _keys_and_values(given: Inference, batch: int, packed: Packed | None) -> tup
             else layouts.to_bnsd(check, name, x, given.layout.given, heads, packed)
         )
 
-    key, value = whole("key", given.key), whole("value", given.value)
+    key = whole("key", given.key)
+    is_shared = given.value is given.key and given.key_quantization is None and given.value_quantization is None
+    value = key if is_shared else whole("value", given.value)
     if packed is not None:
         lengths = packed.lengths
     elif lengths is None:
@@ -200,10 +202,16 @@ def _keys_and_values(given: Inference, batch: int, packed: Packed | None) -> tup
         wanted = f"of {batch} sequences, as query, and alike but for the size of a head"
         check.refuse("key and value", wanted, f"shapes {tuple(given.key.shape)} and {tuple(given.value.shape)}")
     starts = _starts(given, "kv_padding_size", given.key_padding, given.key_lengths, lengths, key.shape[2])
-    key = _wide(given, key, given.key_quantization, pages)
-    value = _wide(given, value, given.value_quantization, pages)
-    if given.key_rope is not None:
-        key = torch.cat([key, whole("key_rope", given.key_rope).float()], -1)
+    width = key.shape[3]
+    rope = None if given.key_rope is None else whole("key_rope", given.key_rope)
+    if given.key_quantization is not None:
+        key = given.key_quantization.dequantize(check, key, pages)
+    if rope is not None:
+        key = torch.cat([key, rope.to(key.dtype)], -1)
+    key = key.float()
+    if given.value_quantization is not None:
+        value = given.value_quantization.dequantize(check, value, pages)
+    value = key[..., :width] if is_shared else value.float()
     if starts is None and len(lengths):  # rows that no sequence has are not computed with
         longest = int(lengths.max())
         key, value = key[:, :, :longest], value[:, :, :longest]
@@ -213,10 +221,6 @@ def _keys_and_values(given: Inference, batch: int, packed: Packed | None) -> tup
         hidden = ~valid[:, None, :, None]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
     return _with_prefix(given, key, value, keys)
-
-
-def _wide(given: Inference, x: Tensor, quantization: Quantization | None, pages: Pages | None) -> Tensor:
-    return x.float() if quantization is None else quantization.dequantize(given.check, x, pages)
 
 
 def _with_prefix(given: Inference, key: Tensor, value: Tensor, keys: Sequences) -> tuple[Tensor, Tensor, Sequences]:
@@ -240,7 +244,8 @@ def _with_prefix(given: Inference, key: Tensor, value: Tensor, keys: Sequences) 
             check.refuse(name, "of a batch of 1", f"shape {tuple(x.shape)}")
         if quantization is not None and quantization.mode != 0:
             check.refuse(name, "None with scales per token, which have no rows for it", "a tensor")
-        found.append(_wide(given, x, quantization, None).expand(batch, -1, -1, -1))
+        wide = x.float() if quantization is None else quantization.dequantize(check, x, None)
+        found.append(wide.expand(batch, -1, -1, -1))
     length = found[0].shape[2] if given.prefix_length is None else layouts.numbers(given.prefix_length)[0]
     if not 0 <= length <= found[0].shape[2] or found[1].shape[2] != found[0].shape[2]:
         check.refuse("actual_shared_prefix_len", f"from 0 to {found[0].shape[2]}, the rows of both prefixes", length)
