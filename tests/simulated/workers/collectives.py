@@ -344,6 +344,36 @@ def case_barrier_and_names():
     assert isinstance(backend.get_hccl_comm_name(RANK), str)
 
 
+def case_captured():
+    """Recorded in a graph, between operators, and communicated anew by each replay with what is there then."""
+    x, received = mine(), torch.empty(2, 3, device="npu")
+    gathered, scattered = torch.empty(2 * SIZE, 3, device="npu"), torch.empty(2, 3, device="npu")
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        total = x * 2
+        dist.all_reduce(total)
+        dist.all_gather_into_tensor(gathered, total + RANK)
+        dist.reduce_scatter_tensor(scattered, gathered * 1.0)
+        handles = [dist.isend(x, (RANK + 1) % SIZE), dist.irecv(received, (RANK - 1) % SIZE)]
+        for handle in handles:
+            handle.wait()
+        after = received + 1
+    for scale in (1.0, 3.0):
+        x.copy_(values(RANK) * scale)
+        graph.replay()
+        expected = sum(values(rank) for rank in RANKS) * 2 * scale
+        same(total, expected)
+        same(gathered, torch.cat([expected + rank for rank in RANKS]))
+        same(scattered, (expected + RANK) * SIZE)
+        same(after, values((RANK - 1) % SIZE) * scale + 1)
+    refuses(lambda: _capture(lambda: dist.all_reduce(x.t())), ValueError, "contiguous")
+
+
+def _capture(function):
+    with torch.npu.graph(torch.npu.NPUGraph()):
+        function()
+
+
 def main():
     assert torch_npu.npu.device_count() == SIZE
     torch.npu.set_device(RANK)
