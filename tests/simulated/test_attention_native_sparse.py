@@ -1,0 +1,41 @@
+"""Native sparse attention on NPU tensors, differentiated by torch_npu's own autograd."""
+
+from __future__ import annotations
+
+import torch
+import torch_npu
+
+from attention.device import assert_equal
+from moe_graph.operators.attention.nsa_compress import nsa_compress, nsa_compress_grad
+from moe_graph.operators.attention.nsa_select_attention import nsa_select_attention, nsa_select_attention_grad
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def half(*shape):
+    return torch.randn(*shape, generator=GENERATOR).half()
+
+
+def test_compression():
+    x, weight = half(7, 2, 4), half(2, 2)
+    leaves = [x.npu().requires_grad_(), weight.npu().requires_grad_()]
+    found = torch_npu.npu_nsa_compress(*leaves, 2, 1, actual_seq_len=[3, 7])
+    expected = nsa_compress(x, weight, 2, 1, actual_seq_len=[3, 7])
+    assert_equal(found.detach(), [expected])
+    found.backward(torch.ones_like(found))
+    gradients = nsa_compress_grad(torch.ones_like(expected), x, weight, 2, 1, actual_seq_len=[3, 7])
+    assert_equal([leaf.grad for leaf in leaves], list(gradients))
+
+
+def test_selection():
+    query, key, value = half(3, 4, 4), half(6, 2, 4), half(6, 2, 4)
+    indices = torch.tensor([[[0, 2]], [[1, 0]], [[2, 1]]], dtype=torch.int32).expand(3, 2, 2).contiguous()
+    more, where = (0.5, 4, 2, 2), {"actual_seq_qlen": [3], "actual_seq_kvlen": [6]}
+    leaves = [x.npu().requires_grad_() for x in (query, key, value)]
+    found = torch_npu.npu_nsa_select_attention(*leaves, indices.npu(), *more, **where)
+    expected = nsa_select_attention(query, key, value, indices, *more, **where)
+    assert_equal([x.detach() for x in found], list(expected))
+    found[0].backward(torch.ones_like(found[0]))
+    ones = torch.ones_like(expected[0])
+    gradients = nsa_select_attention_grad(ones, query, key, value, *expected, indices, *more, **where)
+    assert_equal([leaf.grad for leaf in leaves], list(gradients))
