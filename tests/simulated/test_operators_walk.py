@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from moe_graph.simulator.eager import install
 from versions import need_torch
 
+FOLDER = tempfile.TemporaryDirectory()  # npu_save_tensor and its kind write files where they run
 WORKER = Path(__file__).parent / "workers" / "walk.py"
 SECONDS = 120  # for all operators of a child without news
 
@@ -36,6 +38,7 @@ def walk(names, mode="values", soc="A2"):
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "MOE_GRAPH_SIM_SOC": soc},
+            cwd=FOLDER.name,
         )
         try:
             out, errors = child.communicate(timeout=SECONDS)
