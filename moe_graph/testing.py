@@ -8,6 +8,9 @@
     testing.assert_equals_eager(lowered)
     testing.assert_unchanged(lowered.graph, "tests/graphs/block.txt")
 
+The same for the mode that captures (`lower(..., mode="reduce-overhead")`): the graph is then the FX graph whose launches are captured,
+and its node types are operators: `assert_nodes(lowered.graph, **{"aten.mm.default": 2})`.
+
 On a machine without an NPU start the tests with `pytest -p moe_graph.simulator.pytest_plugin`, which also brings the fixture
 `lower`. On an NPU the same tests run against CANN.
 """
@@ -61,6 +64,13 @@ class Graph:
         inputs = (node for node in self.definition.op if node.type in _INPUTS)
         return [node.name for node in inputs if node.output_desc[0].device_type == "CPU"]
 
+    @property
+    def host_tensors(self) -> list[str]:
+        """The host inputs that are tensors, not sizes or numbers."""
+        inputs = (node for node in self.definition.op if node.type in _INPUTS)
+        scalars = {node.name for node in inputs if not node.output_desc[0].shape.dim}
+        return [name for name in self.host_inputs if name not in scalars]
+
     def text(self) -> str:
         """The graph as text that is the same for equal graphs: a line for each node, in the graph's order.
 
@@ -97,22 +107,95 @@ def _tensor_text(value: Tensor) -> str:
     return f"{list(value.shape)} {shown}{'...' if value.numel() > 16 else ''}"
 
 
+@dataclass(frozen=True)
+class CapturedGraph:
+    """A graph as torchair runs it under a capture (mode "reduce-overhead"): each call is a launch, or a view.
+
+    Attributes:
+        module: its torch.fx.GraphModule, after torchair's passes
+    """
+
+    module: torch.fx.GraphModule
+
+    @property
+    def name(self) -> str:
+        """The class name that FX gives the graph."""
+        return self.module._get_name()
+
+    @property
+    def node_types(self) -> Counter[str]:
+        """How many calls there are of each operator, by name with overload: "aten.mm.default"."""
+        return Counter(_fx_target(node) for node in self.module.graph.nodes if node.op == "call_function")
+
+    @property
+    def host_inputs(self) -> list[str]:
+        """Names of the inputs that are on the host: tensors of the CPU, sizes and numbers."""
+        return [node.name for node in self._inputs() if not _is_on_device(node.meta.get("val"))]
+
+    @property
+    def host_tensors(self) -> list[str]:
+        """The host inputs that are tensors."""
+        names = set(self.host_inputs)
+        return [n.name for n in self._inputs() if n.name in names and isinstance(n.meta.get("val"), Tensor)]
+
+    def text(self) -> str:
+        """The graph as text that is the same for equal graphs: a line for each node, numbered, with shapes and dtypes."""
+        nodes = list(self.module.graph.nodes)
+        number = {node: f"%{position}" for position, node in enumerate(nodes)}
+        return "".join(_fx_line(node, number) + "\n" for node in nodes)
+
+    def _inputs(self) -> list[torch.fx.Node]:
+        return [node for node in self.module.graph.nodes if node.op == "placeholder"]
+
+
+def _is_on_device(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _fx_target(node: torch.fx.Node) -> str:
+    target = node.target
+    return str(target) if isinstance(target, (str, torch._ops.OpOverload)) else getattr(target, "__name__", str(target))
+
+
+def _fx_line(node: torch.fx.Node, number: dict[torch.fx.Node, str]) -> str:
+    arguments = [_fx_value(value, number) for value in node.args]
+    arguments += [f"{name}={_fx_value(value, number)}" for name, value in node.kwargs.items()]
+    target = node.op if node.op in ("placeholder", "output") else _fx_target(node)
+    value = node.meta.get("val")
+    shapes = [_fx_shape(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if one is not None]
+    return f"{number[node]} = {target}({', '.join(arguments)})" + (f" -> {', '.join(shapes)}" if shapes else "")
+
+
+def _fx_value(value: Any, number: dict[torch.fx.Node, str]) -> str:
+    if isinstance(value, torch.fx.Node):
+        return number[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_fx_value(one, number) for one in value)}]"
+    return repr(value)
+
+
+def _fx_shape(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return str(value)
+    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
+
+
 @dataclass
 class Lowered:
     """What became of a module: its graphs in the order they were loaded (one, if nothing broke or recompiled), and the outputs.
 
     Attributes:
-        graphs: in the order they were loaded
+        graphs: in the order they were loaded: `Graph`, or `CapturedGraph` of mode "reduce-overhead"
         outputs: of each call, on the CPU
         expected: eager PyTorch's on the CPU, for the same calls
     """
 
-    graphs: list[Graph] = field(default_factory=list)
+    graphs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     expected: list[Any] = field(default_factory=list)
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> Any:
         """The one graph. Raises AssertionError if there are more, or none."""
         assert_one_graph(self)
         return self.graphs[0]
@@ -125,6 +208,7 @@ def lower(
     dynamic: bool | None = False,
     fullgraph: bool = True,
     config: Any = None,
+    mode: str | None = None,
 ) -> Lowered:
     """Compile a copy of `model` for the NPU with torchair, call it, and keep the graphs it was lowered to.
 
@@ -135,6 +219,7 @@ def lower(
         dynamic: as in `torch.compile`.
         fullgraph: as in `torch.compile`: a graph break is an error of Dynamo.
         config: a `torchair.CompilerConfig` (default: a fresh one).
+        mode: "max-autotune" (a graph for GE), or "reduce-overhead" (captured launches); None: the config's.
 
     Runs as inference.
 
@@ -152,7 +237,10 @@ def lower(
             result.expected.append(reference(*arguments))
         torch._dynamo.reset()
         on_npu = copy.deepcopy(model).to("npu") if isinstance(model, torch.nn.Module) else model
-        backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig() if config is None else config)
+        config = torchair.CompilerConfig() if config is None else config
+        if mode is not None:
+            config.mode = mode
+        backend = torchair.get_npu_backend(compiler_config=config)
         compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
         with _recorded(result.graphs):
             for call in calls:
@@ -177,24 +265,30 @@ def _torchair() -> Any:
 
 
 @contextmanager
-def _recorded(graphs: list[Graph]) -> Iterator[None]:
-    """Keep every graph that torchair loads, on the simulated device as on an NPU."""
+def _recorded(graphs: list[Any]) -> Iterator[None]:
+    """Keep every graph that torchair loads, or prepares for capture, on the simulated device as on an NPU."""
+    from torchair._acl_concrete_graph.fx2acl_converter import AclConcreteGraph
     from torchair.core._backend import TorchNpuGraph
 
-    original = TorchNpuGraph.load
+    original, original_passes = TorchNpuGraph.load, AclConcreteGraph.optimize_graph_without_runtime
+
+    def optimize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original_passes(self, *args, **kwargs)
+        graphs.append(CapturedGraph(self.fx_graph))
+        return result
 
     def load(self: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:
         graphs.append(Graph(ge_graph.parse(graph.SerializeToString())))
         return original(self, graph, *args, **kwargs)
 
-    TorchNpuGraph.load = load
+    TorchNpuGraph.load, AclConcreteGraph.optimize_graph_without_runtime = load, optimize
     try:
         yield
     finally:
-        TorchNpuGraph.load = original
+        TorchNpuGraph.load, AclConcreteGraph.optimize_graph_without_runtime = original, original_passes
 
 
-def assert_nodes(graph: Graph, **counts: int) -> None:
+def assert_nodes(graph: Graph | CapturedGraph, **counts: int) -> None:
     """The graph has exactly so many nodes of each GE type named: `assert_nodes(graph, MoeReRouting=1, Transpose=0)`."""
     found = graph.node_types
     wrong = [f"{name}: expected {count}, found {found[name]}" for name, count in counts.items() if found[name] != count]
@@ -207,13 +301,12 @@ def assert_one_graph(lowered: Lowered) -> None:
     assert len(names) == 1, f"expected one graph for {len(lowered.outputs)} calls, got {len(names)}: {names}"
 
 
-def assert_no_host_tensors(graph: Graph, allowed: Sequence[str] = ()) -> None:
+def assert_no_host_tensors(graph: Graph | CapturedGraph, allowed: Sequence[str] = ()) -> None:
     """No input of the graph is on the host, sizes and numbers (scalars) apart, and those named in `allowed`.
 
     A tensor on the host makes the NPU wait for a copy in every call.
     """
-    scalars = {node.name for node in graph.definition.op if node.type in _INPUTS and not node.output_desc[0].shape.dim}
-    found = [name for name in graph.host_inputs if name not in scalars and name not in allowed]
+    found = [name for name in graph.host_tensors if name not in allowed]
     assert not found, f"inputs on the host: {found}"
 
 
@@ -223,7 +316,7 @@ def assert_equals_eager(lowered: Lowered, *, rtol: float | None = None, atol: fl
         torch.testing.assert_close(outputs, expected, rtol=rtol, atol=atol, equal_nan=True)
 
 
-def assert_unchanged(graph: Graph, path: str | os.PathLike) -> None:
+def assert_unchanged(graph: Graph | CapturedGraph, path: str | os.PathLike) -> None:
     """The graph is, as text, what the file holds; the message is the difference.
 
     The file is written if MOE_GRAPH_UPDATE_GRAPHS=1. Commit it: a later change of the graph then fails, and shows in review.

@@ -113,3 +113,33 @@ def test_change_of_the_graph_fails(lower, tmp_path, monkeypatch):
 def test_each_product(lower, each_product):
     graph = lower(lambda *a: torch_npu.npu_moe_re_routing(*a, idx_type=1)[2], *inputs(10)).graph
     assert graph.node_types["MoeReRouting"] == (1 if each_product == "950" else 2)
+
+
+class Step(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x, counts):
+        routed = torch.ops.npu.npu_moe_re_routing(self.linear(x).half(), counts)
+        return torch.relu(routed[0]), routed[3]
+
+
+def test_a_captured_graph_has_the_same_assertions(tmp_path, monkeypatch):
+    counts = torch.tensor([[1, 2], [2, 1]])
+    calls = [torch.randn(6, 4) for _ in range(3)]
+    lowered = testing.lower(
+        Step(), calls[0], counts, more_inputs=[(x, counts) for x in calls[1:]], mode="reduce-overhead"
+    )
+    testing.assert_equals_eager(lowered, rtol=1e-2, atol=1e-2)
+    testing.assert_nodes(
+        lowered.graph, **{"npu.npu_moe_re_routing.default": 1, "aten.relu_.default": 1, "aten.sort.default": 0}
+    )
+    with pytest.raises(AssertionError, match="aten.relu_.default: expected 2, found 1"):
+        testing.assert_nodes(lowered.graph, **{"aten.relu_.default": 2})
+    testing.assert_no_host_tensors(lowered.graph)  # relu_: torchair's passes have made it write in place
+    monkeypatch.setenv(testing.UPDATE, "1")
+    testing.assert_unchanged(lowered.graph, tmp_path / "step.txt")
+    monkeypatch.delenv(testing.UPDATE)
+    testing.assert_unchanged(lowered.graph, tmp_path / "step.txt")
+    assert "npu.npu_moe_re_routing.default(" in (tmp_path / "step.txt").read_text()
