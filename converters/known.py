@@ -107,6 +107,15 @@ def _rounded_number(arguments: Arguments) -> bool:
     return isinstance(number, float) and torch.tensor(number, dtype=x.dtype).item() != number
 
 
+def _fractions_of_whole_numbers(arguments: Arguments) -> bool:
+    """Are whole numbers scaled by a fraction?"""
+    x = value_of(arguments["self"])
+    scales = (arguments["alpha"], arguments["beta"])
+    return not (x.is_floating_point() or x.is_complex()) and any(
+        isinstance(scale, float) and not scale.is_integer() for scale in scales
+    )
+
+
 def _reads_what_is_overwritten(arguments: Arguments) -> bool:
     """Does this write into an input read another input that the graph has written before?"""
     source, target = arguments["src"], arguments["self"]
@@ -216,6 +225,14 @@ KNOWN = (
         "take the places out of the graph: torch.compiler.disable the pooling; without return_indices it is right",
         "torchair's definition of MaxPoolWithArgmaxV1, whose second output is a mask",
         "Cast(Identity(y)) of MaxPoolWithArgmaxV1's first output: the converter has nothing that it could make the places of",
+    ),
+    Known(
+        ("aten.baddbmm.default",),
+        _fractions_of_whole_numbers,
+        "whole numbers are multiplied by the fraction and then cut, where PyTorch cuts the fraction first",
+        "alpha and beta that are whole numbers",
+        "ops-math, math/mul",
+        "Cast(Mul(BatchMatMul(x, y), alpha))",
     ),
     Known(
         ("aten.native_dropout_backward.default",),

@@ -24,12 +24,13 @@ from moe_graph.engine import registry
 EXAMPLES = int(os.environ.get("MOE_GRAPH_FUZZ", 0))
 
 # Fields: f a float tensor, x one whose values are exact (no rounding has gone into them: for operators that jump), i int64,
-# b bool, n float or int64, v any; dim a dimension of the first operand; k a truth value. f1 is another f, or the same.
+# b bool, n float or int64, v any; m a whole number and r a real one, which are arguments of the program; dim a dimension of the first
+# operand; k a truth value. f1 is another f, or the same.
 # After "|" GE types of its lowering that the engine may lack a kernel for: it is drawn once all of them have one.
 # Not in it: amax, amin, all(dim), var(correction=...) and roll, which torchair declares and does not lower; index_select of a scalar,
 # which it lowers to a GatherV2 along an axis the scalar does not have; sort of a scalar, which it asks for its first size;
 # gelu without approximate="tanh", which it lowers as with; an index that is a scalar, whose value Dynamo asks for;
-# == of two dtypes, which it refuses.
+# == of two dtypes, which it refuses; l1_loss, kl_div and binary_cross_entropy, which it does not lower, group_norm with dynamic shapes.
 _TABLE = """
 {n} + {n1}
 {n} - {n1}
@@ -152,6 +153,29 @@ torch.triu({f}, 1)  | Triu
 {f} @ {f1}.transpose(-1, -2)
 torch.nn.functional.linear({f}, {f1})
 torch.outer({f}, {f1})  | Gather
+{n} * {m}
+{n} + {m} * 2 - 1
+{f} / {m}
+{i} * {m} - {i1}
+{x} > {m} - 3  | Greater
+torch.clamp({n}, max={m})  | ClipByValueV2
+torch.full_like({f}, {m})
+torch.where({b}, {f}, {m})  | SelectV2
+torch.arange({m}, device={v}.device)
+torch.zeros({m}, 2, device={f}.device) + {f}.sum()
+{v}.repeat({m}, *[1] * {v}.dim())
+{v}.unsqueeze(0).expand({m}, *{v}.shape)  | Gather
+{v}.unsqueeze(0).repeat({m}, *[1] * {v}.dim())[{m} - 1]
+{f} * {r}
+{f} + ({r} + 1)
+{f} / {r}
+torch.add({f}, {f1}, alpha={r})  | AxpyV2
+torch.masked_fill({f}, {b}, {r})  | MaskedFill
+torch.nn.functional.layer_norm({f}, {f}.shape[-1:], {f}.reshape(-1, {f}.shape[-1])[0], {f}.reshape(-1, {f}.shape[-1])[0])  | LayerNormV4
+torch.nn.functional.batch_norm({f}[None], {f}.flatten(1).sum(1), {f}.flatten(1).square().sum(1) + 1)  | BNInfer
+torch.nn.functional.mse_loss({f}, {f1})
+torch.nn.functional.smooth_l1_loss({f}, {f1})  | SmoothL1LossV2
+torch.nn.functional.cross_entropy({f}.reshape(-1, {f}.shape[-1]), {f}.reshape(-1, {f}.shape[-1]).argmax(-1) * 0)  | NLLLoss
 """.strip().splitlines()
 
 EXPRESSIONS = [
@@ -162,23 +186,30 @@ EXPRESSIONS = [
 
 # Two settings of the sizes: a dynamic graph serves both.
 SIZES = ({"A": 2, "B": 3, "C": 5}, {"A": 4, "B": 6, "C": 3})
-KINDS = {"f": (torch.float32, torch.bfloat16), "i": (torch.int64,), "b": (torch.bool,)}
+KINDS = {"f": (torch.float32, torch.bfloat16, torch.float16), "i": (torch.int64,), "b": (torch.bool,)}
 KINDS["x"], KINDS["n"] = KINDS["f"], (*KINDS["f"], torch.int64)
+KINDS["m"], KINDS["r"] = (int,), (float,)
 KINDS["v"] = (*KINDS["n"], torch.bool)
 LARGEST = 1000  # larger numbers are not drawn
 
 
 @dataclass
 class Value:
-    """A variable of a program: its name, its tensor for each of SIZES, and whether no rounding has gone into it."""
+    """A variable of a program: its name, its tensor (or number) for each of SIZES, and whether no rounding has gone into it."""
 
     name: str
-    tensors: tuple[torch.Tensor, torch.Tensor]
+    tensors: tuple
     exact: bool = True
 
     @property
     def dtype(self):
-        return self.tensors[0].dtype
+        """Of a number its Python type."""
+        return self.tensors[0].dtype if isinstance(self.tensors[0], torch.Tensor) else type(self.tensors[0])
+
+    def on(self, at: int, device: str):
+        """A copy for one of SIZES on a device; a number as it is."""
+        value = self.tensors[at]
+        return value.clone().to(device) if isinstance(value, torch.Tensor) else value
 
 
 @dataclass
@@ -193,7 +224,7 @@ class Program:
 
     def _repr_pretty_(self, printer, cycle) -> None:
         """Hypothesis prints a failing program so."""
-        taken = ", ".join(f"{v.name}: {v.dtype} {list(v.tensors[0].shape)}" for v in self.inputs)
+        taken = ", ".join(f"{v.name}: {v.dtype} {list(getattr(v.tensors[0], 'shape', ()))}" for v in self.inputs)
         printer.text(f"\n# {taken}\n{self.source}\n")
 
     def function(self):
@@ -233,7 +264,7 @@ def choices(expression, values, name):
         *([v for v in values if v.dtype in KINDS[f[0]] and (v.exact or f[0] != "x")] for f in operands)
     ):
         names = dict(zip(operands, (v.name for v in chosen)))
-        rank = max(chosen[0].tensors[0].dim(), 1)
+        rank = max(getattr(chosen[0].tensors[0], "ndim", 0), 1)
         dims = range(-rank, rank) if "dim" in fields else [0]
         for dim, k in itertools.product(dims, (False, True) if "k" in fields else (False,)):
             text = expression.format(**names, dim=dim, k=k)
@@ -252,16 +283,37 @@ def make_input(name, dtype, dims, seed):
     return Value(name, tuple(tensors))
 
 
-FLOAT32_MOST = st.sampled_from([torch.float32] * 3 + [torch.bfloat16, torch.int64, torch.bool])
+NUMBERS = (Value("m", (3, 5)), Value("r", (0.5, -1.25)))
+# What is written into an input at the end of a program: {t} the input, {s} a value of its shape and dtype.
+WRITES = ("{t}.copy_({s})", "{t}.add_({s})", "{t}[...] = {s}", "{t}.mul_(2)", "{t}.zero_()")
+FLOAT32_MOST = st.sampled_from([torch.float32] * 3 + [torch.bfloat16, torch.float16, torch.int64, torch.bool])
 DIMS = st.lists(st.sampled_from("ABC1"), max_size=3)
+
+
+@st.composite
+def writes(draw, inputs, values):
+    """A statement that writes into an input; values that are not exact are not written, so that the tolerance stays that of the program."""
+    target = draw(
+        st.sampled_from(
+            [v for v in inputs if isinstance(v.tensors[0], torch.Tensor) and v.dtype != torch.bool] or inputs[:1]
+        )
+    )
+    sources = [
+        v
+        for v in values
+        if v.dtype == target.dtype and all(a.shape == b.shape for a, b in zip(v.tensors, target.tensors))
+    ]
+    text = draw(st.sampled_from(WRITES)) if target.dtype != torch.bool else WRITES[0]
+    return "    " + text.format(t=target.name, s=draw(st.sampled_from(sources)).name)
 
 
 @st.composite
 def programs(draw):
     inputs = [make_input(f"v{at}", draw(FLOAT32_MOST), draw(DIMS), seed=at) for at in range(draw(st.integers(1, 3)))]
-    values, lines, read = list(inputs), [], set()
+    inputs += draw(st.lists(st.sampled_from(NUMBERS), unique_by=lambda v: v.name, max_size=2))
+    first, values, lines, read = len(inputs), list(inputs), [], set()
     for _ in range(draw(st.integers(3, 8))):
-        name = f"v{len(values)}"
+        name = f"v{len(values) + 3}"
         for _ in range(8):  # an expression that fits what there is
             found = list(choices(draw(st.sampled_from(EXPRESSIONS)), values, name))
             if found:
@@ -270,11 +322,14 @@ def programs(draw):
                 values.append(made)
                 read |= set(re.findall(r"\bv\d+\b", text))
                 break
-    outputs = [v for v in values[len(inputs) :] if v.name not in read] or values[-1:]
+    outputs = [v for v in values[first:] if v.name not in read] or values[first:][-1:] or inputs[:1]
+    if draw(st.booleans()):  # an input, and a value once more: outputs that are the same memory
+        outputs = [*outputs, draw(st.sampled_from(inputs)), outputs[0]]
+    lines += draw(st.lists(writes(inputs, values), max_size=2)) if draw(st.booleans()) else []
     head = f"def program({', '.join(v.name for v in inputs)}):"
     source = "\n".join([head, *lines, f"    return {', '.join(v.name for v in outputs)},"])
-    largest = max(t.double().abs().max().item() for v in values for t in v.tensors)
-    rounds_to = torch.bfloat16 if any(v.dtype == torch.bfloat16 for v in values) else torch.float32
+    largest = max(torch.as_tensor(t).double().abs().max().item() for v in values for t in v.tensors)
+    rounds_to = max({v.dtype for v in values} & set(KINDS["f"]) | {torch.float32}, key=lambda t: torch.finfo(t).eps)
     return Program(source, inputs, outputs, max(largest, 1.0), rounds_to)
 
 
@@ -283,19 +338,28 @@ def check(program, dynamic):
     function = program.function()
     compiled = torch.compile(function, backend=torchair.get_npu_backend(), dynamic=dynamic, fullgraph=True)
     for at in range(len(SIZES) if dynamic else 1):
-        inputs = [value.tensors[at] for value in program.inputs]
-        results = compiled(*(x.clone().npu() for x in inputs))
-        # Sums in another order, and decompositions that round elsewhere, differ by a few units of the largest number.
-        rounding = 16 * torch.finfo(program.rounds_to).eps
-        for result, value in zip(results, program.outputs, strict=True):
-            tolerance = 0.0 if value.exact else rounding
+        on_cpu, on_npu = ([value.on(at, device) for value in program.inputs] for device in ("cpu", "npu"))
+        expected, results = function(*on_cpu), compiled(*on_npu)
+        exact = all(value.exact for value in program.outputs)
+        for name, got, wanted in zip(
+            [v.name for v in (*program.outputs, *program.inputs)],
+            (*results, *on_npu),
+            (*expected, *on_cpu),
+            strict=True,
+        ):
+            # Sums in another order, and decompositions that round elsewhere, differ by a few units of the largest number.
+            tolerance = 0.0 if exact else 16 * torch.finfo(program.rounds_to).eps
             try:
+                assert isinstance(got, torch.Tensor) == isinstance(wanted, torch.Tensor)
                 torch.testing.assert_close(
-                    result.cpu(), value.tensors[at], rtol=tolerance, atol=tolerance * program.largest
+                    torch.as_tensor(got).cpu(),
+                    torch.as_tensor(wanted),
+                    rtol=tolerance,
+                    atol=tolerance * program.largest,
                 )
             except AssertionError as error:
-                report = moe_graph.compare_graph(function, *inputs, dynamic=dynamic)
-                raise AssertionError(f"{value.name}: {error}\n{report}") from error
+                report = moe_graph.compare_graph(function, *(v.on(at, "cpu") for v in program.inputs), dynamic=dynamic)
+                raise AssertionError(f"{name}: {error}\n{report}") from error
 
 
 def fuzzed(test, default):
