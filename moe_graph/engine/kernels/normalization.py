@@ -153,8 +153,9 @@ def layer_norm_v4(
 def layer_norm_grad_v3(
     dy: Tensor, x: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GE LayerNormGradV3: gradients of x, gamma and beta."""
+    """GE LayerNormGradV3: gradients of x, gamma and beta, the latter two in gamma's type."""
     mask = [True, True, True]
-    return listed(aten.native_layer_norm_backward.default)(
+    pd_x, pd_gamma, pd_beta = listed(aten.native_layer_norm_backward.default)(
         dy, x, gamma.shape, mean, rstd, gamma, torch.zeros_like(gamma), mask
     )
+    return pd_x, pd_gamma.to(gamma.dtype), pd_beta.to(gamma.dtype)

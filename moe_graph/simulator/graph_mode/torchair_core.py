@@ -111,7 +111,7 @@ class TorchNpuGraphBase:
         """
         inputs, assigned, _stream = call
         _check_tensors(inputs)
-        _check_tensors(assigned or [], optional=True)
+        _check_tensors(assigned, optional=True)
         program = self._loaded("run")
         devices = [tensor.device for tensor in inputs if is_npu(tensor)]
         if devices:
@@ -144,6 +144,8 @@ class TorchNpuGraphBase:
 
 def _check_tensors(values: Any, optional: bool = False) -> None:
     """In the words of the extension module."""
+    if not isinstance(values, (list, tuple)):
+        raise RuntimeError("not a list or tuple")
     for position, value in enumerate(values):
         if value is None and not optional:
             raise RuntimeError(f"element {position} is None")
