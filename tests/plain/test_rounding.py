@@ -96,7 +96,8 @@ _NOT_ON_A_DEVICE = {
     "aten::linalg_matrix_exp",
     "torch_nn::_linear_cross_entropy_batch_chunked",
 }  # torch_npu sends them to the CPU
-_EXCEPTIONS = _NUMBERS_ROUNDED | _BY_DEFINITION | _UNSET | _NOT_ON_A_DEVICE
+_BY_A_FUNCTION = {"aten::_softmax", "aten::_log_softmax"}  # rounding.softmax
+_EXCEPTIONS = _BY_A_FUNCTION | _NUMBERS_ROUNDED | _BY_DEFINITION | _UNSET | _NOT_ON_A_DEVICE
 
 
 class _BothWays(TorchDispatchMode):
