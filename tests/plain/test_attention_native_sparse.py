@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from attention import sequences
 from moe_graph.operators.attention.nsa_compress import nsa_compress, nsa_compress_grad
 from moe_graph.operators.attention.nsa_select_attention import nsa_select_attention, nsa_select_attention_grad
+from moe_graph.operators.cache.nsa_compress_infer import nsa_compress_infer
 
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16])
 
@@ -94,6 +95,37 @@ def test_gradients_of_the_selection():
     found = nsa_select_attention_grad(grad, *packed, *results, indices, 0.5, 4, 2, 3, **where)
     for x, y in zip(found, expected):
         torch.testing.assert_close(x, y[0].transpose(0, 1).half(), rtol=5e-3, atol=5e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 4), st.integers(2, 4), DTYPES
+)
+def test_a_window_that_has_just_filled_goes_to_its_slot(lengths, size, stride, page, dtype):
+    stride, generator = min(stride, size), torch.Generator().manual_seed(sum(lengths))
+    tokens = sequences.make([max(length, 1) for length in lengths], 2, 3, dtype, 1)
+    pages, table = sequences.pages(tokens, page, "BnBsH", dtype, 0)
+    weight = torch.randn(size, 2, generator=generator).to(dtype)
+    slots = torch.randperm(len(lengths) + 2, generator=generator)[: len(lengths)].int()
+    cache = torch.full((len(lengths) + 2, 2, 3), 7.0).to(dtype)
+    expected = cache.double().numpy()
+    for b, length in enumerate(lengths):
+        if length >= size and (length - size) % stride == 0:
+            window = tokens[b][:, length - size : length]
+            expected[slots[b]] = sum(window[:, i] * weight[i].double().numpy()[:, None] for i in range(size))
+    found = nsa_compress_infer(
+        pages.unflatten(2, (2, 3)),
+        weight,
+        slots,
+        size,
+        stride,
+        page,
+        block_table=table,
+        actual_seq_len=lengths,
+        cache=cache,
+    )
+    assert found is cache
+    sequences.assert_close(cache.double().numpy(), expected, dtype)
 
 
 def test_what_is_excluded_is_named():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch_npu
 
-from attention.device import assert_equal
+from attention.device import assert_equal, moved
 from moe_graph.operators.attention.nsa_compress import nsa_compress, nsa_compress_grad
 from moe_graph.operators.attention.nsa_select_attention import nsa_select_attention, nsa_select_attention_grad
+from moe_graph.operators.cache.nsa_compress_infer import nsa_compress_infer
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -39,3 +40,17 @@ def test_selection():
     ones = torch.ones_like(expected[0])
     gradients = nsa_select_attention_grad(ones, query, key, value, *expected, indices, *more, **where)
     assert_equal([leaf.grad for leaf in leaves], list(gradients))
+
+
+def test_a_window_written_to_the_cache():
+    pages, weight = half(2, 4, 2, 4), half(2, 2)
+    slots, table = torch.tensor([1], dtype=torch.int32), torch.tensor([[1, 0]], dtype=torch.int32)
+    cache = torch.zeros(2, 2, 4).half()
+    on_npu = cache.npu()
+    arguments = (pages, weight, slots, 2, 1, 4)
+    expected = nsa_compress_infer(*arguments, block_table=table, actual_seq_len=[5], cache=cache)
+    found = torch_npu.npu_nsa_compress_infer(
+        *moved(arguments, "npu"), block_table=table.npu(), actual_seq_len=[5], cache=on_npu
+    )
+    assert found.data_ptr() == on_npu.data_ptr()
+    assert_equal(on_npu, [expected])

@@ -70,7 +70,8 @@ class Pages:
             self.check.refuse(argument, wanted, f"shape {tuple(cache.shape)}")
         taken = self.take(argument, blocks).permute(order)
         batch, _, count, *_ = taken.shape
-        return taken.reshape(batch, heads, count * self.block_size, -1)
+        width = taken.shape[4:].numel()
+        return taken.reshape(batch, heads, count * self.block_size, width)
 
     def take(self, argument: str, blocks: Tensor) -> Tensor:
         """[blocks, ...] to [B, blocks of a sequence, ...]."""
