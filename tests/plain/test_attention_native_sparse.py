@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from attention import sequences
 from moe_graph.operators.attention.nsa_compress import nsa_compress, nsa_compress_grad
+from moe_graph.operators.attention.nsa_compress_infer import nsa_compress_infer
 from moe_graph.operators.attention.nsa_select_attention import nsa_select_attention, nsa_select_attention_grad
-from moe_graph.operators.cache.nsa_compress_infer import nsa_compress_infer
 
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16])
 

@@ -7,8 +7,8 @@ import torch_npu
 
 from attention.device import assert_equal, moved
 from moe_graph.operators.attention.nsa_compress import nsa_compress, nsa_compress_grad
+from moe_graph.operators.attention.nsa_compress_infer import nsa_compress_infer
 from moe_graph.operators.attention.nsa_select_attention import nsa_select_attention, nsa_select_attention_grad
-from moe_graph.operators.cache.nsa_compress_infer import nsa_compress_infer
 
 GENERATOR = torch.Generator().manual_seed(0)
 
