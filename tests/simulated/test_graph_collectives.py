@@ -29,3 +29,22 @@ def test_each_collective_gives_what_the_ranks_hold(size):
     names = [*COMMON, "send and recv"] if size % 2 == 0 else COMMON
     missing = [f"{name} {rank}" for name in names for rank in range(size) if f"equal {name} {rank}\n" not in printed]
     assert not missing, printed[-3000:]
+
+
+FUSED = WORKER.with_name("fused_communication.py")
+NAMES = [
+    "all_gather_base_mm",
+    "mm_reduce_scatter_base",
+    "mm_all_reduce_base",
+    "mm_all_reduce_base int8",
+    "alltoallv_gmm",
+    "gmm_alltoallv",
+]
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_products_fused_with_communication(size):
+    """Eager and compiled, on every rank, against the whole product."""
+    printed = ranks.run(FUSED, size, device="npu")
+    missing = [f"{name} {rank}" for name in NAMES for rank in range(size) if f"equal {name} {rank}\n" not in printed]
+    assert not missing, printed[-3000:]

@@ -1,0 +1,125 @@
+"""Operators that compute and communicate, eagerly and in a graph, on every rank against the whole product. Prints "equal NAME RANK"."""
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch_npu
+import torchair
+
+dist.init_process_group("hccl")
+RANK, SIZE = dist.get_rank(), dist.get_world_size()
+torch.npu.set_device(RANK % torch.npu.device_count())
+NAME = dist.group.WORLD._get_backend(torch.device("npu")).get_hccl_comm_name(RANK)
+ROWS, WIDTH, OUT, EXPERTS = 2 * SIZE, 256, 32, 2
+
+
+def of(rank: int, *shape: int, salt: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """What a rank holds: everyone can make it."""
+    generator = torch.Generator().manual_seed(1000 * salt + rank)
+    if dtype == torch.int8:
+        return torch.randint(-9, 9, shape, generator=generator).to(dtype)
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def check(name, function, given, expected):
+    for mode in ("eager", "static"):
+        torch._dynamo.reset()
+        backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+        called = (
+            function if mode == "eager" else torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
+        )
+        found = called(*[tensor.npu() for tensor in given])
+        found = [tensor.cpu() for tensor in (found if isinstance(found, (list, tuple)) else [found])]
+        for got, wanted in zip(found, expected):
+            assert got.dtype == wanted.dtype and got.shape == wanted.shape, (name, mode, got.dtype, got.shape)
+            torch.testing.assert_close(got.double(), wanted.double(), rtol=2**-7, atol=2**-4)
+    os.write(1, f"equal {name} {RANK}\n".encode())  # in one piece: the ranks share a pipe
+
+
+everyone = [of(rank, ROWS, WIDTH) for rank in range(SIZE)]
+weight = of(RANK, WIDTH, OUT, salt=1)
+gathered = torch.cat(everyone)
+check(
+    "all_gather_base_mm",
+    lambda x, w: torch_npu.npu_all_gather_base_mm(x, w, NAME, SIZE),
+    [everyone[RANK], weight],
+    [(gathered.double() @ weight.double()).bfloat16(), gathered],
+)
+products = [of(r, ROWS, WIDTH).double() @ of(r, WIDTH, OUT, salt=1).double() for r in range(SIZE)]
+check(
+    "mm_reduce_scatter_base",
+    lambda x, w: torch_npu.npu_mm_reduce_scatter_base(x, w, NAME, SIZE),
+    [everyone[RANK], weight],
+    [sum(products)[2 * RANK : 2 * RANK + 2].bfloat16()],
+)
+check(
+    "mm_all_reduce_base",
+    lambda x, w: torch_npu.npu_mm_all_reduce_base(x, w, NAME),
+    [everyone[RANK], weight],
+    [sum(products).bfloat16()],
+)
+scales = [torch.rand(OUT, generator=torch.Generator().manual_seed(r)).bfloat16() / 50 for r in range(SIZE)]
+quantised = [
+    of(r, ROWS, WIDTH, dtype=torch.int8).double()
+    @ of(r, WIDTH, OUT, salt=1, dtype=torch.int8).double()
+    * scales[r].double()
+    for r in range(SIZE)
+]
+check(
+    "mm_all_reduce_base int8",
+    lambda x, w, s: torch_npu.npu_mm_all_reduce_base(x, w, NAME, dequant_scale=s),
+    [of(RANK, ROWS, WIDTH, dtype=torch.int8), of(RANK, WIDTH, OUT, salt=1, dtype=torch.int8), scales[RANK]],
+    [sum(quantised).bfloat16()],
+)
+
+# COUNTS[sender][receiver][expert of the receiver]: tokens, some of them none.
+COUNTS = [[[(s + 2 * r + e) % 4 for e in range(EXPERTS)] for r in range(SIZE)] for s in range(SIZE)]
+
+
+def total(rank):
+    return sum(sum(row) for row in COUNTS[rank])
+
+
+def chunks(rank):
+    """(receiver, expert) -> the tokens that a rank sends there."""
+    flat = [count for row in COUNTS[rank] for count in row]
+    parts = iter(of(rank, total(rank), WIDTH, salt=2).split(flat))
+    return {(r, e): next(parts) for r in range(SIZE) for e in range(EXPERTS)}
+
+
+send = [count for row in COUNTS[RANK] for count in row]
+receive = [COUNTS[s][RANK][e] for s in range(SIZE) for e in range(EXPERTS)]
+experts = of(RANK, EXPERTS, WIDTH, OUT, salt=3) / 4
+shared_x, shared_w = of(RANK, 3, WIDTH, salt=4), of(RANK, WIDTH, OUT, salt=5) / 4
+routed = torch.cat([torch.cat([chunks(s)[RANK, e] for s in range(SIZE)]) for e in range(EXPERTS)])
+results = torch.cat(
+    [torch.cat([chunks(s)[RANK, e] for s in range(SIZE)]).double() @ experts[e].double() for e in range(EXPERTS)]
+)
+check(
+    "alltoallv_gmm",
+    lambda x, w, mx, mw: torch_npu.npu_alltoallv_gmm(
+        x, w, NAME, SIZE, send, receive, mm_x=mx, mm_weight=mw, permute_out_flag=True
+    ),
+    [of(RANK, total(RANK), WIDTH, salt=2), experts, shared_x, shared_w],
+    [results.bfloat16(), (shared_x.double() @ shared_w.double()).bfloat16(), routed],
+)
+
+
+def sent_back(rank):
+    """The products of a rank's rows in expert order, by (owner, expert)."""
+    sizes = [COUNTS[s][rank][e] for e in range(EXPERTS) for s in range(SIZE)]
+    parts = iter(of(rank, sum(sizes), WIDTH, salt=6).split(sizes))
+    weights = of(rank, EXPERTS, WIDTH, OUT, salt=3) / 4
+    return {(s, e): next(parts).double() @ weights[e].double() for e in range(EXPERTS) for s in range(SIZE)}
+
+
+back = torch.cat([sent_back(r)[RANK, e] for r in range(SIZE) for e in range(EXPERTS)])
+check(
+    "gmm_alltoallv",
+    lambda x, w: torch_npu.npu_gmm_alltoallv(x, w, NAME, SIZE, receive, send)[0],
+    [of(RANK, sum(receive), WIDTH, salt=6), experts],
+    [back.bfloat16()],
+)
+dist.barrier()
+dist.destroy_process_group()
