@@ -78,7 +78,10 @@ def _sample(op, sample, dynamic) -> tuple[str, str] | None:
     def on_cpu():
         torch.manual_seed(0)
         copy = opinfo._copied(sample, "cpu")
-        if op.name == "sort":  # of equal elements either may come first; the device's order is the stable one
+        if op.name in (
+            "sort",
+            "argsort",
+        ):  # of equal elements either may come first; the device's order is the stable one
             copy.kwargs.setdefault("stable", True)
         return [op(copy.input, *copy.args, **copy.kwargs), []]
 
