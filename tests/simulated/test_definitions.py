@@ -40,6 +40,10 @@ LENIENT = {
     ("MoeFinalizeRouting", "expanded_expert_idx"): "optional in the operator's document",
     ("RotaryPositionEmbeddingGrad", "x"): "a device gives dx alone without it; torchair's converter feeds it",
     ("RecurrentGatedDeltaRule", "beta"): "torchair's converter leaves it unfed where the program does",
+    (
+        "GroupedMatmulSwigluQuantV2",
+        "smooth_scale",
+    ): "an optional input of torchair's function, and one tensor in the node",
     ("ForeachRoundOffNumber", "roundMode"): "an input in the node that torchair writes",
     ("ForeachLerpList", "weight"): "a list in ops-nn's definition and in the node that torchair writes",
 }

@@ -1,0 +1,281 @@
+"""Products with quantised weights, and the fused ones of experts, against loops from their documents."""
+
+import math
+
+import pytest
+import torch
+import torch_npu
+
+from everywhere import check
+
+M, K, N, E = 3, 64, 16, 2
+
+
+def int8(*shape: int) -> torch.Tensor:
+    return torch.randint(-128, 128, shape).to(torch.int8)
+
+
+def packed(values: torch.Tensor) -> torch.Tensor:
+    words = torch.zeros(*values.shape[:-1], values.shape[-1] // 8, dtype=torch.int64)
+    for i in range(8):
+        words |= (values[..., i::8].long() & 15) << (4 * i)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "int4 transposed", "int8 transposed"])
+def test_weight_quant_batchmatmul(kind, weights):
+    torch.manual_seed(0)
+    x, bias = torch.randn(M, K).half(), torch.randn(N).half()
+    weight = torch.randint(-8, 8, (K, N)) if "int4" in weights else int8(K, N)
+    shape = {"tensor": (1,), "channel": (N,), "group": (K // 32, N)}[kind]
+    scale, offset = (torch.rand(shape) / 50).half(), torch.randn(shape).half()
+    expected = torch.empty(M, N)
+    for i in range(M):
+        for j in range(N):
+            total = 0.0
+            for k in range(K):
+                at = {"tensor": 0, "channel": j, "group": (k // 32, j)}[kind]
+                total += float(x[i, k]) * (int(weight[k, j]) + float(offset[at])) * float(scale[at])
+            expected[i, j] = total + float(bias[j])
+    transposed = "transposed" in weights
+    given = weight.t().contiguous() if transposed else weight
+    given = packed(given) if "int4" in weights else given
+
+    def product(x, weight, scale, offset, bias):
+        weight = weight.t() if transposed else weight
+        group = 32 if kind == "group" else 0
+        return torch_npu.npu_weight_quant_batchmatmul(x, weight, scale, offset, bias=bias, antiquant_group_size=group)
+
+    # torch_npu's fake implementation has no transposed int4: it would give N of the packed dimension.
+    modes = (
+        ("eager", "static") if (kind, weights) in (("group", "int4"), ("channel", "int8 transposed")) else ("eager",)
+    )
+    check(product, [x, given, scale, offset, bias], [expected.half()], modes=modes, rtol=2**-9, atol=2**-8)
+
+
+@pytest.mark.parametrize("packed_scale", [False, True])
+def test_weight_quant_batchmatmul_to_int8(packed_scale):
+    torch.manual_seed(1)
+    x, weight = torch.randn(M, K).bfloat16(), int8(K, N)
+    scale, out = (
+        (torch.rand(N) / 50).bfloat16(),
+        (torch.rand(N) * 9).bfloat16().float(),
+    )  # of few bits: packing keeps them
+    shift = torch.randint(-9, 9, (N,)).float()
+    expected = torch.empty(M, N, dtype=torch.int8)
+    for i in range(M):
+        for j in range(N):
+            y = sum(float(x[i, k]) * int(weight[k, j]) * float(scale[j]) for k in range(K))
+            expected[i, j] = max(-128, min(127, round(y * float(out[j]) + float(shift[j]))))
+
+    def product(x, weight, scale, out, shift):
+        return torch_npu.npu_weight_quant_batchmatmul(x, weight, scale, quant_scale=out, quant_offset=shift)
+
+    if packed_scale:
+        out, shift = torch_npu.npu_trans_quant_param(out.npu(), shift.npu()).cpu(), None
+    check(product, [x, weight, scale, out, shift], [expected], modes=("eager", "static"), atol=1.0)
+
+
+def test_convert_weight_to_int4pack():
+    weight = torch.randint(-8, 8, (4, 16), dtype=torch.int32)
+    assert torch.equal(torch_npu.npu_convert_weight_to_int4pack(weight.npu()).cpu(), packed(weight))
+    with pytest.raises(NotImplementedError, match="weight must be int32, got torch.float32"):
+        torch_npu.npu_convert_weight_to_int4pack(weight.float().npu())
+
+
+def groups_of(sizes: list, kind: int) -> torch.Tensor:
+    return torch.tensor(sizes).cumsum(0) if kind == 0 else torch.tensor(sizes)
+
+
+def quantized_swiglu(c: torch.Tensor, smooth: torch.Tensor) -> tuple:
+    half = len(c) // 2
+    s = [
+        float(a / (1 + math.exp(-a)) * b * f) for a, b, f in zip(c[:half].tolist(), c[half:].tolist(), smooth.tolist())
+    ]
+    scale = max(map(abs, s)) / 127
+    return torch.tensor([round(v / scale) for v in s]), scale
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_grouped_matmul_swiglu_quant(version, kind):
+    if version == 1 and kind == 1:
+        pytest.skip("version 1 takes running sums alone")
+    torch.manual_seed(2)
+    sizes = [2, 0, 3]
+    x, weight, x_scale = int8(6, 32), int8(3, 32, N), torch.rand(6) / 100
+    w_scale, smooth = torch.rand(3, N) / 30, torch.rand(3, N // 2) if version == 2 else torch.ones(3, N // 2)
+    y, scale = torch.zeros(6, N // 2, dtype=torch.int8), torch.zeros(6)
+    for row, group in enumerate([0, 0, 2, 2, 2]):  # the last row belongs to nobody
+        c = (x[row].long() @ weight[group].long()).double() * w_scale[group].double() * float(x_scale[row])
+        values, scale[row] = quantized_swiglu(c, smooth[group].double())
+        y[row] = values
+
+    def one(x, weight, w_scale, x_scale, groups):
+        return torch_npu.npu_grouped_matmul_swiglu_quant(x, weight, groups, w_scale, x_scale)[:2]
+
+    def two(x, weight, w_scale, x_scale, groups, smooth):
+        return torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+            x, [weight], [w_scale], x_scale, groups, smooth_scale=smooth, group_list_type=kind
+        )
+
+    args = [x, weight, w_scale, x_scale, groups_of(sizes, kind)]
+    modes = ("eager", "static") if kind else ("eager",)
+    check(*((one, args) if version == 1 else (two, [*args, smooth])), [y, scale], modes=modes, rtol=1e-5)
+
+
+def bits(scale: torch.Tensor) -> torch.Tensor:
+    """float32 in the low halves of int64."""
+    return scale.view(torch.int32).long() & 0xFFFFFFFF
+
+
+def test_grouped_matmul_swiglu_quant_of_int4():
+    torch.manual_seed(3)
+    x, weight, x_scale = int8(4, 32), torch.randint(-8, 8, (2, 32, N)), torch.rand(4) / 20
+    w_scale = torch.rand(2, 2, N) / 20  # two groups of K
+    assist = torch.stack([sum(8 * w_scale[e, k // 16] * weight[e, k] for k in range(32)) for e in range(2)])
+    y, scale = torch.empty(4, N // 2, dtype=torch.int8), torch.empty(4)
+    for row, group in enumerate([0, 1, 1, 1]):
+        c = torch.zeros(N, dtype=torch.float64)
+        for k in range(32):
+            c += int(x[row, k]) * weight[group, k].double() * w_scale[group, k // 16].double()
+        y[row], scale[row] = quantized_swiglu(c * float(x_scale[row]), torch.ones(N // 2))
+    args = (packed(weight).npu(), bits(w_scale).npu(), assist.npu())
+    found = torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+        x.npu(),
+        [args[0]],
+        [args[1]],
+        x_scale.npu(),
+        torch.tensor([1, 4]).npu(),
+        weight_assist_matrix=[args[2]],
+        dequant_mode=1,
+    )
+    torch.testing.assert_close(found[0].cpu().float(), y.float(), atol=1.0, rtol=0)
+    torch.testing.assert_close(found[1].cpu(), scale, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_grouped_matmul_finalize_routing(weights, shared):
+    torch.manual_seed(4)
+    x, token, logit = int8(6, 32), torch.rand(6) / 40, torch.rand(6)
+    rows = torch.tensor([2, 0, 1, 2, 1, 0])
+    weight = torch.randint(-8, 8, (E, 32, N)) if weights == "int4" else int8(E, 32, N)
+    scale, extra = torch.rand(E, 1, N) / 20, torch.randn(E, N) if weights == "int4" else None
+    zeros = torch.rand(E, 1, N) / 20 if weights == "int4" else None
+    given = torch.randn(2, N).bfloat16() if shared else None
+    expected = torch.zeros(3, N, dtype=torch.float64)
+    for row, group in enumerate([0, 0, 0, 0, 1, 1]):
+        moved = x[row].long() - 8 if weights == "int4" else x[row].long()
+        v = (moved @ weight[group].long()).double() * scale[group, 0].double()
+        if weights == "int4":
+            v += extra[group].double() + int(x[row].long().sum()) * zeros[group, 0].double()
+        expected[rows[row]] += v * float(token[row]) * float(logit[row])
+    if shared:
+        expected[1:3] += 0.5 * given.double()
+
+    def routed(x, weight, groups, scale, extra, zeros, token, given, logit, rows):
+        return torch_npu.npu_grouped_matmul_finalize_routing(
+            x,
+            weight,
+            groups,
+            scale=scale,
+            bias=extra,
+            offset=zeros,
+            pertoken_scale=token,
+            shared_input=given,
+            logit=logit,
+            row_index=rows,
+            shared_input_weight=0.5,
+            shared_input_offset=1,
+            output_bs=3,
+        )
+
+    if weights == "int4":
+        weight, scale = packed(weight), bits(scale)
+    else:
+        scale = scale[:, 0]
+    args = [x, weight, torch.tensor([4, 2]), scale, extra, zeros, token, given, logit, rows]
+    check(routed, args, [expected.float()], modes=("eager", "static") if shared else ("eager",), rtol=1e-5, atol=1e-4)
+
+
+def activated(name: str, v: torch.Tensor) -> torch.Tensor:
+    if name == "relu":
+        return v.clamp_min(0)
+    if name == "silu":
+        return v / (1 + torch.exp(-v))
+    if name == "fastgelu":
+        return v / (1 + torch.exp(-1.702 * v))
+    if name == "swiglu":
+        left, right = v.chunk(2)
+        return left * activated("silu", right)
+    return 0.5 * v * (1 + torch.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "fastgelu", "swiglu"])
+@pytest.mark.parametrize("form", ["plain", "index", "antiquant"])
+def test_ffn(activation, form):
+    torch.manual_seed(5)
+    wide = 2 * N if activation == "swiglu" else N
+    x, experts = torch.randn(5, 8).half(), E if form != "plain" else 1
+    w1, w2 = torch.randn(experts, 8, wide).half(), torch.randn(experts, N, 8).half()
+    s1, s2 = torch.rand(experts, wide).half() / 50, torch.rand(experts, 8).half() / 50
+    o1, o2 = torch.randn(experts, wide).half(), torch.randn(experts, 8).half()
+    b1, b2 = torch.randn(experts, wide).half(), torch.randn(experts, 8).half()
+    if form == "antiquant":
+        w1, w2 = int8(experts, 8, wide), int8(experts, N, 8)
+    expected = torch.empty(5, 8)
+    for row in range(5):
+        e = int(row >= 2) if experts > 1 else 0
+        m1, m2 = w1[e].double(), w2[e].double()
+        if form == "antiquant":
+            m1, m2 = (m1 + o1[e].double()) * s1[e].double(), (m2 + o2[e].double()) * s2[e].double()
+        expected[row] = activated(activation, x[row].double() @ m1 + b1[e].double()) @ m2 + b2[e].double()
+
+    def network(x, w1, w2, b1, b2, s1, s2, o1, o2):
+        quant = dict(antiquant_scale1=s1, antiquant_scale2=s2, antiquant_offset1=o1, antiquant_offset2=o2)
+        tokens = {
+            "plain": {},
+            "index": dict(expert_tokens_index=[2, 5]),
+            "antiquant": dict(expert_tokens=[2, 3], **quant),
+        }
+        return torch_npu.npu_ffn(x, w1, w2, activation, bias1=b1, bias2=b2, **tokens[form])
+
+    args = [x, w1, w2, b1, b2, s1, s2, o1, o2]
+    args = [x, *(a[0] for a in args[1:])] if form == "plain" else args
+    modes = ("eager", "static") if activation == "gelu" else ("eager",)
+    check(network, args, [expected.half()], modes=modes, rtol=2**-9, atol=2**-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ffn_of_int8(dtype):
+    torch.manual_seed(6)
+    x, w1, w2 = int8(5, 8), int8(8, N), int8(N, 8)
+    d1, d2 = (torch.rand(N) / 3000).bfloat16(), (torch.rand(8) / 3000).bfloat16()
+    b1, b2 = torch.randint(-99, 99, (N,), dtype=torch.int32), torch.randint(-99, 99, (8,), dtype=torch.int32)
+    scale, offset = torch.tensor([30.0]), torch.tensor([3.0])
+    expected = torch.empty(5, 8, dtype=dtype)
+    for row in range(5):
+        v = activated("relu", (x[row].long() @ w1.long() + b1).float() * d1.float()) * scale + offset
+        v = v.round().clamp(-128, 127).long()
+        expected[row] = (v @ w2.long() + b2).float() * d2.float()
+
+    def network(x, w1, w2, b1, b2, scale, offset, d1, d2):
+        return torch_npu.npu_ffn(
+            x,
+            w1,
+            w2,
+            "relu",
+            bias1=b1,
+            bias2=b2,
+            scale=scale,
+            offset=offset,
+            deq_scale1=d1,
+            deq_scale2=d2,
+            output_dtype=dtype,
+        )
+
+    if dtype == torch.float16:  # packed, which keeps all bits of these
+        d1, d2 = (torch_npu.npu_trans_quant_param(d.float().npu()).cpu() for d in (d1, d2))
+    check(network, [x, w1, w2, b1, b2, scale, offset, d1, d2], [expected], modes=("eager", "static"))
