@@ -279,3 +279,75 @@ def test_ffn_of_int8(dtype):
     if dtype == torch.float16:  # packed, which keeps all bits of these
         d1, d2 = (torch_npu.npu_trans_quant_param(d.float().npu()).cpu() for d in (d1, d2))
     check(network, [x, w1, w2, b1, b2, scale, offset, d1, d2], [expected], modes=("eager", "static"))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_matmul_of_int4_weights(parts, transposed):
+    torch.manual_seed(7)
+    x, weight, groups = torch.randn(5, 16).half(), torch.randint(-8, 8, (E, 16, N)), torch.tensor([2, 5])
+    scale, offset = (torch.rand(E, parts, N) / 5).half(), torch.randn(E, parts, N).half()
+    expected = torch.empty(5, N, dtype=torch.float64)
+    for row in range(5):
+        e = int(row >= 2)
+        for j in range(N):
+            part = [k * parts // 16 for k in range(16)]
+            expected[row, j] = sum(
+                float(x[row, k]) * (int(weight[e, k, j]) + float(offset[e, part[k], j])) * float(scale[e, part[k], j])
+                for k in range(16)
+            )
+    words = packed(weight.transpose(1, 2).contiguous()) if transposed else packed(weight)
+    scale, offset = (scale, offset) if parts > 1 else (scale[:, 0], offset[:, 0])
+
+    def product(x, words, scale, offset, groups):
+        words = words.transpose(1, 2) if transposed else words
+        return torch_npu.npu_grouped_matmul(
+            [x],
+            [words],
+            antiquant_scale=[scale],
+            antiquant_offset=[offset],
+            group_list=groups,
+            group_type=0,
+            split_item=3,
+        )[0]
+
+    modes = ("eager",) if transposed else ("eager", "static")
+    check(product, [x, words, scale, offset, groups], [expected.half()], modes=modes, rtol=2**-9, atol=2**-8)
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_grouped_matmul_to_int8(with_offset):
+    torch.manual_seed(8)
+    x, weight, groups = int8(5, 32), int8(E, 32, N), torch.tensor([2, 5])
+    bias, scale = torch.randint(-999, 999, (E, N), dtype=torch.int32), (torch.rand(E, N) / 900).bfloat16().float()
+    shift = torch.randint(-20, 20, (E, N)).float() if with_offset else None
+    expected = torch.empty(5, N, dtype=torch.int8)
+    for row in range(5):
+        e = int(row >= 2)
+        sums = x[row].long() @ weight[e].long() + bias[e]
+        for j in range(N):
+            value = float(sums[j].float() * scale[e, j]) + (float(shift[e, j]) if with_offset else 0)
+            expected[row, j] = max(-128, min(127, round(value)))
+    params = [
+        torch_npu.npu_trans_quant_param(scale[e].npu(), shift[e].npu() if with_offset else None) for e in range(E)
+    ]
+
+    def product(x, weight, scale, bias, groups):
+        return torch_npu.npu_grouped_matmul(
+            [x], [weight], scale=[scale], bias=[bias], group_list=groups, group_type=0, split_item=3
+        )[0]
+
+    modes = ("eager", "static") if with_offset else ("eager",)
+    check(product, [x, weight, torch.stack(params).cpu(), bias, groups], [expected], modes=modes, atol=1.0)
+    with pytest.raises(
+        (ValueError, RuntimeError), match="output_dtype must be torch.int8 for int8 x with scale of int64"
+    ):
+        torch_npu.npu_grouped_matmul(
+            [x.npu()],
+            [weight.npu()],
+            scale=[torch.stack(params)],
+            group_list=groups.npu(),
+            group_type=0,
+            split_item=3,
+            output_dtype=torch.float16,
+        )

@@ -5,11 +5,13 @@
     group_type   2: x [M, K], weight [K, N] -> y [G, M, N]; a list of weights [K_i, N] -> a list of y [M, N]
     group_list   sizes along the grouped dimension: 0 their running sum, 1 the sizes, 2 pairs (group, size) in the order of the rows
     int8 x:      y = (x @ weight + int32 bias) * scale * per_token_scale + floating point bias, then act_type
-    int8 weight: y = x @ ((weight + antiquant_offset) * antiquant_scale) + bias
+    int8 results: y = (x @ weight + int32 bias) * scale (+ its offset), rounded; scale is int64 of npu_trans_quant_param
+    int8 weight: y = x @ ((weight + antiquant_offset) * antiquant_scale) + bias; the two are [N], or [parts, N] for equal parts of K;
+                 and weights of int4, eight in each int32 along N (or along K, if that is how K fits)
 
 Sources: the operator's page in the torch_npu documentation; the documents of aclnnGroupedMatmulV4 and V5; torch_npu's fake
 implementation for shapes and dtypes. Accumulation is float32 (exact for int8), rounded once. Rows of x beyond the last group, which
-a padded buffer has, are 0 here and not written on a device. Not served: int4, float4 and float8 types, scales of int64 (int8 results).
+a padded buffer has, are 0 here and not written on a device. Not served: int4 weights of an int8 or int4 x, float4 and float8 types.
 
 The groups are separate products, so the fallback reads group_list on the host: on a device other than the CPU that is one
 synchronization. The gradient is made of the operator itself and reads nothing.
@@ -29,6 +31,7 @@ from moe_graph.operators.ge import GeKernel, Tensors
 from moe_graph.operators.matmul.grouped_matmul_checks import (
     ACTIVATIONS,
     CUMSUM,
+    HALVES,
     KEY_VALUE,
     Axis,
     Form,
@@ -37,6 +40,9 @@ from moe_graph.operators.matmul.grouped_matmul_checks import (
     check_arguments,
 )
 from moe_graph.operators.matmul.grouped_matmul_gradient import grouped_matmul_autograd, grouped_matmul_batches
+from moe_graph.operators.quantization import destination, int4
+from moe_graph.operators.quantization.int8 import INT8_MAX
+from moe_graph.operators.quantization.trans_quant_param import unpacked
 
 # |int8 * int8| <= 2 ** 14, so sums of so many products are whole numbers that float32 holds exactly, in whatever order they are added.
 _EXACT_PRODUCTS = 1024
@@ -44,7 +50,7 @@ _EXACT_PRODUCTS = 1024
 
 def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
     """Outputs by the form of the call; the values of group_list are not looked at."""
-    options = Options(**keywords)
+    options, weight = Options(**keywords), _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
         rows, width = x[0].shape[0], weight[0].shape[-1]
@@ -78,7 +84,7 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
 
     Raises ValueError as `check_arguments`, and for a group_list whose values do not fit x.
     """
-    options = Options(**keywords)
+    options, weight = Options(**keywords), _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
         return _by_columns(x[0], weight, form, options)
@@ -91,6 +97,20 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
         _product(rows, index, weight, form, options, output)
         outputs.append(output.view(*a.shape[:-1], b.shape[-1]))
     return outputs
+
+
+def _whole(x: Sequence[Tensor], weight: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The weights, those of int4 in int32 of a half-precision x as int8."""
+    if not x or x[0].dtype not in HALVES:
+        return weight
+    depths = [x[i if len(x) == len(weight) else 0].shape[-1] for i in range(len(weight))]
+    return [_of_int4(matrix, k) if matrix.dtype == torch.int32 else matrix for matrix, k in zip(weight, depths)]
+
+
+def _of_int4(words: Tensor, depth: int) -> Tensor:
+    if words.dim() >= 2 and words.shape[-2] * int4.PER_WORD == depth:
+        return int4.unpacked(words.transpose(-1, -2)).transpose(-1, -2)
+    return int4.unpacked(words)
 
 
 def _by_rows(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, options: Options) -> list[Tensor]:
@@ -187,15 +207,23 @@ def _product(
     matrix, bias = weight[0][index] if form.stacked else weight[index], of_group(options.bias)
     if x.dtype != torch.int8:
         if form.quantized:
-            offset, scale = of_group(options.antiquant_offset), of_group(options.antiquant_scale)
-            matrix = (matrix.float() if offset is None else matrix + offset.float()) * scale.float()  # type: ignore[union-attr]
+            offset, scale = (
+                None if given is None else given.float().reshape(-1, 1, matrix.shape[-1])
+                for given in (of_group(options.antiquant_offset), of_group(options.antiquant_scale))
+            )
+            parts = matrix.float().reshape(len(scale), -1, matrix.shape[-1])  # type: ignore[arg-type]
+            matrix = ((parts if offset is None else parts + offset) * scale).reshape(matrix.shape)
         _multiply(x, matrix, output, bias)
         return
     y = _exact_product(x, matrix)
     if bias is not None and bias.dtype == torch.int32:
         y, bias = y.to(torch.int32) + bias, None
     scale = of_group(options.scale)
-    if scale is not None:
+    if scale is not None and output.dtype == torch.int8:
+        factors, shift = unpacked(scale)
+        y = y.float() * factors
+        y = destination.rounded(y if shift is None else y + shift, INT8_MAX)
+    elif scale is not None:
         y = y.float() * scale.float()
         if token_scale is not None:
             y *= token_scale.unsqueeze(1)
@@ -228,7 +256,7 @@ def _exact_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 # GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open.
-_GE_DTYPES = {0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
+_GE_DTYPES = {0: torch.float16, 1: torch.bfloat16, 2: torch.int32, -1: torch.int8}
 
 
 def _given(tensors: Tensors) -> Tensors | None:
@@ -262,7 +290,7 @@ def _ge_grouped_matmul(
     listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
     return grouped_matmul(
         x,
-        weight,
+        [int4.of_carrier(matrix) for matrix in weight] if x[0].dtype in HALVES else weight,
         bias=_given(bias),
         scale=_given(scale),
         offset=_given(offset),

@@ -16,6 +16,8 @@ check = Checks("npu_grouped_matmul")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 HALVES = (torch.float16, torch.bfloat16)
+PACKED_SCALES = (torch.int64, torch.uint64)
+"""Of npu_trans_quant_param, for int8 results."""
 MAX_TENSORS = 128
 MAX_GROUPS = 1024
 CUMSUM, COUNT, KEY_VALUE = 0, 1, 2
@@ -163,13 +165,15 @@ def _output_dtype(x: Tensor, quantized: bool, options: Options) -> torch.dtype:
         if number is not None and dtype != x.dtype:
             check.refuse("output_dtype", f"None or x's, {x.dtype}", dtypes.name(number))
         return x.dtype
-    allowed = HALVES if options.scale else (torch.int32,)
+    packed = bool(options.scale) and options.scale[0].dtype in PACKED_SCALES  # type: ignore[index]
+    allowed = (torch.int8,) if packed else HALVES if options.scale else (torch.int32,)
+    dtype = torch.int8 if number is None else dtype
     if dtype not in allowed:
         text = " or ".join(map(str, allowed))
-        with_scale = "with" if options.scale else "without"
+        with_scale = "with scale of int64" if packed else "with scale" if options.scale else "without scale"
         check.refuse(
             "output_dtype",
-            f"{text} for int8 x {with_scale} scale (int8 has no fallback)",
+            f"{text} for int8 x {with_scale}",
             "None (int8)" if number is None else dtypes.name(number),
         )
     return dtype  # type: ignore[return-value]
@@ -244,9 +248,11 @@ def _check_lists(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, opti
     _check_list(
         "bias", options.bias, weight, form, quantized_bias if is_int8 else bias_dtypes.get(x[0].dtype, FLOATS[2:])
     )
-    _check_list("scale", options.scale, weight, form, (torch.bfloat16, torch.float32))
+    _check_list("scale", options.scale, weight, form, (torch.bfloat16, torch.float32, *PACKED_SCALES))
     for name in ("antiquant_scale", "antiquant_offset"):
-        _check_list(name, getattr(options, name), weight, form, (x[0].dtype,))
+        _check_list(name, getattr(options, name), weight, form, (x[0].dtype,), by_parts=True)
+    if form.dtype == torch.int8:
+        check.absent("per_token_scale", options.per_token_scale or None, "with int8 results")
     if options.per_token_scale:
         if not options.scale:
             check.refuse("scale", "given with per_token_scale", None)
@@ -262,7 +268,7 @@ def _check_lists(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, opti
         check.size(tokens.shape[0] == x[0].shape[0], "per_token_scale", f"of shape [M], M = {x[0].shape[0]}", tokens)
     if options.act_type is not None:
         check.value("act_type", options.act_type, tuple(ACTIVATIONS))
-        if options.act_type and not options.scale:
+        if options.act_type and (not options.scale or form.dtype == torch.int8):
             check.refuse("act_type", "0 (activations are for int8 x with scale)", options.act_type)
 
 
@@ -272,8 +278,9 @@ def _check_list(
     weight: Sequence[Tensor],
     form: Form,
     allowed: Sequence[torch.dtype],
+    by_parts: bool = False,
 ) -> None:
-    """A tensor [N] for each weight, or one [G, N] for a weight [G, K, N]."""
+    """A tensor [N] for each weight, or one [G, N] for a weight [G, K, N]. by_parts: also [parts, N], parts that K is cut in."""
     if not tensors:
         return
     if len(tensors) != len(weight):
@@ -282,7 +289,11 @@ def _check_list(
         check.dtype(name, tensor, allowed)
         check.device(name, tensor, "weight", of)
         size = of.shape[-1]
-        check.rank(name, tensor, (2,) if form.stacked else (1,), "[G, N]" if form.stacked else "[N]")
+        rank = 2 if form.stacked else 1
+        if by_parts and tensor.dim() == rank + 1:
+            check.size(of.shape[-2] % tensor.shape[-2] == 0, name, f"of a divisor of K = {of.shape[-2]} parts", tensor)
+        else:
+            check.rank(name, tensor, (rank,), "[G, N]" if form.stacked else "[N]")
         check.size(tensor.shape[-1] == size, name, f"of N = {size}, weight's last size", tensor)
         if form.stacked:
             check.size(tensor.shape[0] == of.shape[0], name, f"of G = {of.shape[0]}, weight's first size", tensor)
