@@ -44,6 +44,10 @@ LENIENT = {
         "GroupedMatmulSwigluQuantV2",
         "smooth_scale",
     ): "an optional input of torchair's function, and one tensor in the node",
+    (
+        "MaskedSoftmaxWithRelPosBias",
+        "relative_pos_bias",
+    ): "behind an optional input; the kernel refuses a node that leaves it unfed",
     ("ForeachRoundOffNumber", "roundMode"): "an input in the node that torchair writes",
     ("ForeachLerpList", "weight"): "a list in ops-nn's definition and in the node that torchair writes",
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_graph.operators.declaration import of_torch_npu
+from moe_graph.operators.ge import GeKernel, renamed
 from moe_graph.operators.gradients import vjp
 
 
@@ -25,16 +26,24 @@ def gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tens
 
 def fast_gelu(x: Tensor) -> Tensor:
     """The sigmoid's approximation of gelu."""
-    return x * torch.sigmoid(1.702 * x)
+    wide = x.float()
+    return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
 
 
 def fast_gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient of x."""
-    return vjp(fast_gelu, (x,), grad)[0]
+    return vjp(fast_gelu, (x.float(),), grad.float())[0].to(x.dtype)
+
+
+def _ge_fast_gelu_grad(dy: Tensor, x: Tensor) -> Tensor:
+    """GE FastGeluGrad."""
+    return fast_gelu_backward(dy, x)
 
 
 OPERATOR = of_torch_npu("npu_gelu", gelu)
 BACKWARD_OPERATOR = of_torch_npu("npu_gelu_backward", gelu_backward)
-FAST_OPERATOR = of_torch_npu("npu_fast_gelu", fast_gelu)
+FAST_OPERATOR = of_torch_npu("npu_fast_gelu", fast_gelu, ge=[GeKernel("FastGelu", renamed(fast_gelu))])
 FAST_OPERATOR_OLD_NAME = of_torch_npu("fast_gelu", fast_gelu)
-FAST_BACKWARD_OPERATOR = of_torch_npu("npu_fast_gelu_backward", fast_gelu_backward)
+FAST_BACKWARD_OPERATOR = of_torch_npu(
+    "npu_fast_gelu_backward", fast_gelu_backward, ge=[GeKernel("FastGeluGrad", _ge_fast_gelu_grad)]
+)

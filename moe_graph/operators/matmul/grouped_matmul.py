@@ -207,12 +207,13 @@ def _product(
     matrix, bias = weight[0][index] if form.stacked else weight[index], of_group(options.bias)
     if x.dtype != torch.int8:
         if form.quantized:
-            offset, scale = (
-                None if given is None else given.float().reshape(-1, 1, matrix.shape[-1])
-                for given in (of_group(options.antiquant_offset), of_group(options.antiquant_scale))
-            )
-            parts = matrix.float().reshape(len(scale), -1, matrix.shape[-1])  # type: ignore[arg-type]
-            matrix = ((parts if offset is None else parts + offset) * scale).reshape(matrix.shape)
+            offset, factors = of_group(options.antiquant_offset), of_group(options.antiquant_scale)
+            assert factors is not None  # checked: it is given with quantised weights
+            factors = factors.float().reshape(-1, 1, matrix.shape[-1])
+            parts = matrix.float().reshape(len(factors), -1, matrix.shape[-1])
+            if offset is not None:
+                parts = parts + offset.float().reshape(factors.shape)
+            matrix = (parts * factors).reshape(matrix.shape)
         _multiply(x, matrix, output, bias)
         return
     y = _exact_product(x, matrix)
@@ -220,8 +221,8 @@ def _product(
         y, bias = y.to(torch.int32) + bias, None
     scale = of_group(options.scale)
     if scale is not None and output.dtype == torch.int8:
-        factors, shift = unpacked(scale)
-        y = y.float() * factors
+        steps, shift = unpacked(scale)
+        y = y.float() * steps
         y = destination.rounded(y if shift is None else y + shift, INT8_MAX)
     elif scale is not None:
         y = y.float() * scale.float()
