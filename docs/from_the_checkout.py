@@ -116,7 +116,7 @@ def _links_from_docs(text: str) -> str:
 
 def commands() -> str:
     """A section for each command, with its help as argparse prints it."""
-    from moe_graph.__main__ import COMMANDS
+    from moe_graph.commands.table import COMMANDS
 
     return "\n\n".join(
         f"## {name}\n\n{purpose[0].upper()}{purpose[1:]}.\n\n```text\n{_help(module)}\n```"

@@ -10,17 +10,17 @@ Importing it registers, where they are missing, the operator's schema, fake impl
     dumps/        graph dumps: read, summarised, compared        passes         passes over the graph that is lowered
 """
 
+from moe_graph.commands import at_import  # noqa: F401  isort: skip  what needs no torch is answered before it is imported
 from moe_graph.foundation import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
 from moe_graph import passes
 from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput
 from moe_graph.foundation.product import set_product
 from moe_graph.foundation.settings import check_devices, torchair_numbers
+from moe_graph.foundation.version import __version__ as __version__
 from moe_graph.re_routing.debug import Difference, compare_with_fallback, force_fallback
 from moe_graph.re_routing.functional import moe_re_routing, moe_un_routing
 from moe_graph.registration.register import register, unregister
 from moe_graph.registration.status import status
-
-__version__ = "0.1.0"
 
 # Tools of the host engine, imported when they are asked for; they need torchair's wheel, so `import *` leaves them out.
 _LAZY = {"trace": "moe_graph.engine.trace", "compare_graph": "moe_graph.engine.compare"}

@@ -17,7 +17,7 @@ from moe_graph.foundation.output_path import output_path_or_stdout
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m moe_graph run",
+        prog="moe-graph run",
         description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
         usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] [--report] (SCRIPT | - | -m MODULE) [ARGS ...]",
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Walk and report. Exit code 0 if no case failed, 1 if one did or the simulated device cannot start, 2 if no operator matches."""
-    parser = argparse.ArgumentParser(prog="python -m moe_graph conformance", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(prog="moe-graph conformance", description=__doc__.partition(": ")[2])
     parser.add_argument(
         "--op", metavar="PATTERN", help="only operators with this in their name; * and ? match the whole name"
     )

@@ -23,7 +23,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 if the graphs are the same, 1 if they differ, 2 if one cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m moe_graph diff",
+        prog="moe-graph diff",
         description="What differs between two dumps of graphs, of any kinds. Nodes are matched by structure, not by name.",
         epilog="exit status: 0 the same, 1 different, 2 not readable",
     )

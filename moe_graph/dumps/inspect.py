@@ -87,7 +87,7 @@ def chosen(graph: Graph, options: argparse.Namespace) -> list[Node]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m moe_graph inspect",
+        prog="moe-graph inspect",
         description="What dumps of graphs hold: torchair's (txt, pbtxt, py) and GE's (ge_onnx_*.pbtxt, ge_proto_*.txt). Needs no NPU.",
     )
     parser.add_argument("dumps", nargs="+", metavar="DUMP", help="a dump, or a folder of them")

@@ -7,8 +7,10 @@ engine needs protobuf, and reading a dump does not (a test holds the two togethe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,10 @@ class GeType:
 
     @property
     def torch(self) -> torch.dtype | None:
-        """torch's dtype; None if this torch has none."""
+        """torch's dtype; None if this torch has none. Imports torch: most of what is asked of a dump needs none."""
+        from moe_graph.foundation import torch_import  # noqa: F401
+        import torch  # isort: skip
+
         return getattr(torch, self.torch_name, None) if self.torch_name else None
 
     @property

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from typing import Any
 
-import torch
-
 from moe_graph.dumps.model import Descriptor
-from moe_graph.dumps.reading_dtypes import BY_NAME, word
+from moe_graph.dumps.reading_dtypes import BY_NAME, GeType, word
 from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.reading_text import Message
 
@@ -19,6 +18,11 @@ _FX_TENSOR = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[(.*)\
 _FX_SYMBOLS = {"SymInt": "int64", "SymFloat": "float64", "SymBool": "bool"}
 _FX_SYMBOL = re.compile(r"<class 'torch\.(Sym\w+)'>")
 _BUILT_IN = re.compile(r"<built-in function (\w+)>")
+# The letters of Python's struct. bfloat16 has none.
+_STRUCT = {
+    "float16": "e", "float32": "f", "float64": "d", "bool": "?", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q",
+    "int8": "b", "int16": "h", "int32": "i", "int64": "q",
+}  # fmt: skip
 _LISTS = ("s", "i", "f", "b", "bt", "dt", "t", "td", "g", "na")
 
 
@@ -88,25 +92,41 @@ def tensor(definition: Message) -> Any:
         count *= size
     if (
         ge_type is not None
-        and ge_type.torch is not None
         and 0 <= count <= LARGEST
         and len(data) * 8 == count * ge_type.bits
+        and (ge_type.torch_name in _STRUCT or ge_type.torch is not None)
     ):
-        return elements(data, ge_type.torch, shape)
+        return elements(data, ge_type, shape)
     digest = hashlib.sha256(data).hexdigest()[:12]
     return f"{Descriptor(word(name), shape)} of {len(data)} bytes, sha256 {digest}"
 
 
-def elements(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
-    """A tensor's bytes as nested lists."""
+def elements(data: bytes, ge_type: GeType, shape: tuple[int, ...]) -> Any:
+    """A tensor's bytes as nested lists. The usual types are read without torch."""
     if not data:
         return []
+    if ge_type.torch_name in _STRUCT:
+        code = _STRUCT[ge_type.torch_name]
+        return _nested(list(struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data)), shape)
+    dtype = ge_type.torch
+    import torch
+
+    assert dtype is not None, "asked by the caller"
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype)
-    if not (dtype.is_complex or dtype in (torch.float64, torch.float32)) and dtype.is_floating_point:
+    if not dtype.is_complex and dtype.is_floating_point:
         raw = raw.float()  # 8-bit floats have no tolist
     if dtype.is_complex:
         return [str(value) for value in raw.to(torch.complex64).tolist()]
     return raw.view(shape).tolist()
+
+
+def _nested(values: list[Any], shape: tuple[int, ...]) -> Any:
+    if not shape:
+        return values[0]
+    if len(shape) == 1:
+        return values
+    step = len(values) // shape[0]
+    return [_nested(values[at : at + step], shape[1:]) for at in range(0, len(values), step)]
 
 
 def descriptor(desc: Message) -> Descriptor:

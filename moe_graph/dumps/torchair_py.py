@@ -15,8 +15,6 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from moe_graph.dumps.model import CONTROL, Descriptor, Edge, Graph, Node
 from moe_graph.dumps.reading_definition import OUTPUT_TYPE, check, in_order
 from moe_graph.dumps.reading_dtypes import BY_NUMBER, BY_WORD, word_of_number
@@ -298,14 +296,17 @@ def _const(name: str, args: list[Any], keywords: dict[str, Any]) -> Node:
     number = _promoted(value, []) if number is None else number
     dtype, shape = word_of_number(number), None
     ge_type = BY_NUMBER.get(number)
+    torch_type = None if ge_type is None else ge_type.torch
+    import torch
+
     try:
         # Without a type of torch's, torch's own choice tells the shape.
-        tensor = torch.tensor(value, dtype=None if ge_type is None else ge_type.torch)
+        tensor = torch.tensor(value, dtype=torch_type)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         pass  # a value the dump only hints at: kept as it is written
     else:
         shape = tuple(tensor.shape)
-        if tensor.numel() <= LARGEST and ge_type is not None and ge_type.torch is not None:
+        if tensor.numel() <= LARGEST and torch_type is not None:
             narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
             value = (tensor.float() if narrow else tensor).tolist()
     return Node(name, "Const", (), (), (Descriptor(dtype, shape, "ND"),), {"value": value})

@@ -26,5 +26,12 @@ def _import_torch_without_autoload() -> None:
             os.environ[_SWITCH] = before
 
 
+if "torch" not in sys.modules and "torch._C" in sys.modules:
+    raise ImportError(
+        "an `import torch` has failed in this process before, and left a part of torch behind, which cannot be imported twice: start a new "
+        "process (in a notebook: restart the kernel). Without CANN it fails in torch_npu, for libhccl.so: `import moe_graph` "
+        "before torch, or run `moe-graph activate` once in this environment; `moe-graph doctor` says more",
+        name="torch",
+    )
 if "torch" not in sys.modules and cann.torch_npu_is_installed() and not cann.is_present():
     _import_torch_without_autoload()

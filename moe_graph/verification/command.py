@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Run the grid and report. Exit code 0 if every call that was made agrees, else 1; 1 too if there is no device to run on."""
     parser = argparse.ArgumentParser(
-        prog="python -m moe_graph verify",
+        prog="moe-graph verify",
         description="On an NPU, or on the simulated device where there is none, run the kernel, graph mode and the fallback over a "
         "grid of shapes, dtypes and modes, and compare them bit by bit with the fallback on the CPU.",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import moe_graph
-from moe_graph.__main__ import COMMANDS
+from moe_graph.commands.table import COMMANDS
 
 CHECKOUT = Path(__file__).parents[2]
 # Every module that a user imports from. Where a module has no __all__, what has no underscore is public.
@@ -170,7 +170,7 @@ def test_the_pages_take_their_text_from_the_checkout(site):
     assert re.search(r"\[A, H\], any dtype", (site / "operator.html").read_text())
     commands = (site / "commands.html").read_text()
     for name in COMMANDS:
-        assert f"usage: python -m moe_graph {name}" in commands
+        assert f"usage: moe-graph {name}" in commands
     from moe_graph import family
 
     layer = (site / "family.html").read_text()

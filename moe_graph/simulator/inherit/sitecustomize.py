@@ -1,8 +1,10 @@
-"""Python runs this in the child processes of `python -m moe_graph run`: the simulated device starts there when torch is imported.
+"""The simulated device starts when torch is imported. Python runs this in the child processes of `moe-graph run`, and where the switch
+(`moe-graph activate`, `moe-graph env`) is on.
 
 The launcher puts this folder first on PYTHONPATH, so that workers of torchrun, torch.multiprocessing and DataLoader, which are started
-by commands of their own, find the same device. Processes that do not import torch are not touched; a sitecustomize of the machine's
-own is run too. The file stands alone: importing moe_graph here would import torch in every process.
+by commands of their own, find the same device; the switch has a .pth file run it. Processes that do not import torch are not touched,
+nor those with MOE_GRAPH_SIM=0, nor a machine with CANN; a sitecustomize of the machine's own is run too. The file stands alone: importing
+moe_graph here would import torch in every process.
 """
 
 import importlib.machinery
@@ -67,8 +69,10 @@ class _LoaderByTorch:
 class _Finder:
     """On the path until torch is executed: many only ask whether torch and torch_npu are there, some before they import them."""
 
+    started_by = "moe_graph"  # the launcher and the switch may both be there: one finder is enough
+
     def find_spec(self, name, path=None, target=None):
-        if name not in ("torch", "torch_npu"):
+        if name not in ("torch", "torch_npu") or _cann_is_present():
             return None
         others = (getattr(finder, "find_spec", None) for finder in sys.meta_path if finder is not self)
         found = (find(name, path, target) for find in others if find is not None)
@@ -76,6 +80,15 @@ class _Finder:
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self) if name == "torch" else _LoaderByTorch(spec.loader)
         return spec
+
+
+def _cann_is_present():
+    """As moe_graph's own modules say it, without importing moe_graph."""
+    file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "foundation", "cann.py")
+    spec = importlib.util.spec_from_file_location("_moe_graph_cann", file)
+    cann = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cann)
+    return cann.is_present()
 
 
 def _run_hidden_sitecustomize():
@@ -86,5 +99,8 @@ def _run_hidden_sitecustomize():
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-sys.meta_path.insert(0, _Finder())
-_run_hidden_sitecustomize()
+if os.environ.get("MOE_GRAPH_SIM", "1") not in ("", "0"):
+    if "torch" not in sys.modules and not any(hasattr(finder, "started_by") for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+if __name__ == "sitecustomize":
+    _run_hidden_sitecustomize()

@@ -13,12 +13,11 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from moe_graph.foundation import machine
 from moe_graph.simulator.runtime import cache, symbols
 from moe_graph.simulator.runtime.errors import SimulatorError
 
@@ -47,7 +46,7 @@ def ensure_built() -> list[Path]:
     if _loaded:
         return _loaded
     wheel = wheel_folder()
-    base = cache.cache_folder() / "simulator"
+    base = machine.cache_folder() / "simulator"
     folder = base / _digest(wheel)
     cache.check_folder(base)
     found = cache.libraries(folder)
@@ -98,20 +97,13 @@ def _c_files() -> list[Path]:
 
 
 def _find_compiler() -> list[str]:
-    """The command of a C compiler: CC, cc, gcc, clang or zig's. Raises SimulatorError if there is none."""
-    chosen = shlex.split(os.environ.get("CC", ""))
-    if chosen and shutil.which(chosen[0]):
-        return chosen
-    for name in ("cc", "gcc", "clang"):
-        found = shutil.which(name)
-        if found:
-            return [found]
-    if importlib.util.find_spec("ziglang") is not None:
-        # Without a named target zig asks the system's own cc what "native" is, and there is none.
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu"]
-    raise SimulatorError(
-        "the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang"
-    )
+    """The command of a C compiler. Raises SimulatorError if there is none."""
+    found = machine.c_compiler()
+    if found is None:
+        raise SimulatorError(
+            "the simulated device needs a C compiler, once: install gcc or clang, set CC, or pip install ziglang"
+        )
+    return found
 
 
 def _build_into(folder: Path, wheel: Path, compiler: list[str]) -> None:

@@ -23,14 +23,6 @@ _NOBODY = 65534  # how files of root look from inside a user namespace
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def cache_folder() -> Path:
-    """MOE_GRAPH_CACHE, else moe_graph in the XDG cache folder."""
-    chosen = os.environ.get("MOE_GRAPH_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_graph"
-
-
 def libraries(entry: Path) -> list[Path] | None:
     """The libraries of an entry, in the order of loading; None if there is none, it is damaged, or others can have written it."""
     try:
