@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import configparser
 import contextlib
-import importlib
 import io
 import os
 import re
@@ -119,16 +118,18 @@ def commands() -> str:
     from moe_graph.commands.table import COMMANDS
 
     return "\n\n".join(
-        f"## {name}\n\n{purpose[0].upper()}{purpose[1:]}.\n\n```text\n{_help(module)}\n```"
-        for name, (module, purpose) in COMMANDS.items()
+        f"## {name}\n\n{command.text[0].upper()}{command.text[1:]}.\n\n```text\n{_help(name)}\n```"
+        for name, command in COMMANDS.items()
     )
 
 
-def _help(module: str) -> str:
+def _help(name: str) -> str:
+    from moe_graph.commands import table
+
     shown = io.StringIO()
     plain = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     with mock.patch.dict(os.environ, plain), contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        importlib.import_module(module).main(["--help"])
+        table.main([name, "--help"])
     return shown.getvalue().strip()
 
 

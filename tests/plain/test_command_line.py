@@ -108,7 +108,7 @@ def test_status():
 )
 def test_wrong_usage(arguments):
     run = command(*arguments)
-    assert run.returncode == 2 and "usage: python -m moe_graph" in run.stderr
+    assert run.returncode == 2 and "usage: moe-graph" in run.stderr
 
 
 def test_help_lists_the_commands():
