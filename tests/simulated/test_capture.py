@@ -352,3 +352,26 @@ def test_how_strict_a_capture_is(mode):
     graph.replay()
     assert y.cpu().tolist() == [2, 2]
     assert ("error code is 107030" in waited[0]) == (mode == "global")
+
+
+def test_the_first_launch_that_is_not_finite_is_named():
+    from moe_graph.simulator import replays
+
+    x = torch.tensor([1.0, 2.0]).npu()
+    graph, _ = captured(lambda: torch.softmax((x + 1).log().mul_(2), 0))
+    with replays.trace() as seen:
+        graph.replay()
+        x.fill_(-3)
+        graph.replay()
+    assert [launch.operator for launch in seen.launches[:4]] == [
+        "aten.add.Tensor",
+        "aten.log.default",
+        "aten.mul_.Tensor",
+        "aten._softmax.default",
+    ]
+    first = seen.first_non_finite
+    assert (first.operator, first.replay, first.position, first.statistics[0].nan) == ("aten.log.default", 2, 1, 2)
+    assert __file__ in first.line and first.outputs == ("float32[2]",)
+    before = len(seen.launches)
+    graph.replay()
+    assert len(seen.launches) == before

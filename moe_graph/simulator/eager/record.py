@@ -247,7 +247,7 @@ def _launch(
     return functools.partial(_into, operator.overload, function, args, kwargs, targets)
 
 
-def _into(overload, function, args, kwargs, targets) -> None:
+def _into(overload, function, args, kwargs, targets) -> list[Any]:
     results = function(*args, **kwargs)
     for value, target in zip(results if isinstance(results, (list, tuple)) else (results,), targets):
         if target is None:
@@ -258,6 +258,7 @@ def _into(overload, function, args, kwargs, targets) -> None:
                 f"{target.dtype} {list(target.shape)} at the capture"
             )
         target.copy_(value)
+    return targets
 
 
 _AUTOCAST_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)

@@ -72,6 +72,7 @@ class Graph:
         self.number = number
         self.launches: list[Callable[[], Any]] = []
         self.names: list[str] = []
+        self.lines: list[str] = []  # of the program that launched them
         self.own: set[int] = set()  # addresses that launches of the capture have got their results at
         self.outside: dict[int, Outside] = {}
         self.draws: dict[int, Draws] = {}
@@ -206,6 +207,7 @@ def record(stream: int, name: str, launch: Callable[[], Any]) -> None:
     else:
         graph.launches.append(launch)
         graph.names.append(name)
+        graph.lines.append(launches.user_line())
 
 
 # ---- what the runtime calls ----
@@ -241,20 +243,26 @@ def _begin(model: int) -> None:
 
 
 def _run(model: int, first: int, count: int) -> None:
-    todo = _graphs[model].launches[first : first + count]
+    graph = _graphs[model]
     with torch._C._AutoDispatchBelowAutograd(), torch._C.DisableTorchFunction():
         if torch._C._len_torch_dispatch_stack():
             from torch.utils._python_dispatch import _disable_current_modes
 
             with _disable_current_modes():
-                _all(graph=todo)
+                _launch(graph, first, count)
         else:
-            _all(graph=todo)
+            _launch(graph, first, count)
 
 
-def _all(graph: list[Callable[[], Any]]) -> None:
-    for launch in graph:
-        launch()
+def _launch(graph: Graph, first: int, count: int) -> None:
+    if not launches.replay_observers:
+        for launch in graph.launches[first : first + count]:
+            launch()
+        return
+    for position in range(first, first + count):
+        results = graph.launches[position]()
+        for observe in launches.replay_observers:
+            observe(graph, position, results)
 
 
 def _destroyed(model: int) -> None:

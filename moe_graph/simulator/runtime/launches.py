@@ -31,6 +31,10 @@ capture_observers: list[Callable[[str, Any], None]] = []
 """Called with "capture" when one ends and "replay" when one begins, and the graph (`captured.Graph`)."""
 
 
+replay_observers: list[Callable[[Any, int, Any], None]] = []
+"""Called after each launch of a replay with the graph (`captured.Graph`), the launch's position in it and its results."""
+
+
 @dataclass(frozen=True)
 class HostTraffic:
     """What an operator does between host and device. `direction`: "to host", "to device", or "" where only the host waits.
