@@ -10,7 +10,7 @@ Importing it registers, where they are missing, the operator's schema, fake impl
     dumps/        graph dumps: read, summarised, compared        passes         passes over the graph that is lowered
 """
 
-from moe_graph.commands import at_import  # noqa: F401  isort: skip  what needs no torch is answered before it is imported
+from moe_graph.foundation import at_import  # noqa: F401  isort: skip  what needs no torch is answered before it is imported
 from moe_graph.foundation import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
 from moe_graph import passes
 from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput

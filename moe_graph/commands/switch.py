@@ -15,8 +15,6 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-import moe_graph
-
 NAME = "moe_graph_simulator.pth"
 VARIABLE = "MOE_GRAPH_SIM"
 
@@ -29,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
 def inherit_folder() -> Path:
     """The folder whose sitecustomize.py starts the device when torch is imported."""
-    return Path(str(next(iter(moe_graph.__path__)))).absolute() / "simulator" / "inherit"
+    return Path(__file__).absolute().parents[1] / "simulator" / "inherit"
 
 
 def pth_file() -> Path:

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import moe_graph
-
 
 class Command(NamedTuple):
     """A command: where its `main(argv)` is, what it does, and whether it needs `import moe_graph`, which imports torch."""
@@ -71,26 +69,13 @@ def needs_torch(argv: Sequence[str]) -> bool:
     return bool(argv) and argv[0] in COMMANDS and COMMANDS[argv[0]].registers and argv[1:2] not in (["-h"], ["--help"])
 
 
-def answer_at_import() -> None:
-    """End the process with the answer if it is `python -m moe_graph ...` for something that needs no torch."""
-    # While Python looks for the module to run, argv[0] is "-m"; what is looked for stands in orig_argv, before the arguments.
-    arguments = sys.argv[1:]
-    started = getattr(sys, "orig_argv", [])
-    if sys.argv[:1] != ["-m"] or started[len(started) - len(arguments) - 1 :][:1] not in (
-        ["moe_graph"],
-        ["-mmoe_graph"],
-    ):
-        return
-    if not needs_torch(arguments):
-        sys.exit(main(arguments))
-
-
 def _whole() -> None:
     """Run the package's `__init__`, which the console script has put off."""
-    if not hasattr(moe_graph, "register"):
-        spec = moe_graph.__spec__
+    package = sys.modules["moe_graph"]
+    if not hasattr(package, "register"):
+        spec = package.__spec__
         assert spec is not None and spec.loader is not None
-        spec.loader.exec_module(moe_graph)
+        spec.loader.exec_module(package)
 
 
 def _parser() -> argparse.ArgumentParser:

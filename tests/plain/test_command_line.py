@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_graph.__main__ import main as moe_graph_main
+from moe_graph.commands.table import main as moe_graph_main
 from moe_graph.foundation import cann
 
 on_simulator = pytest.mark.skipif(not cann.torch_npu_is_installed(), reason="the torch_npu wheel is not installed")
@@ -103,9 +103,7 @@ def test_status():
     assert run.returncode == 0 and "npu::npu_moe_re_routing" in run.stdout and "converter" in run.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["no_such_command"], ["run"], ["run", "--soc", "A5", "x.py"], ["status", "x"]]
-)
+@pytest.mark.parametrize("arguments", [["no_such_command"], ["run"], ["run", "--soc", "A5", "x.py"], ["status", "x"]])
 def test_wrong_usage(arguments):
     run = command(*arguments)
     assert run.returncode == 2 and "usage: moe-graph" in run.stderr
