@@ -31,6 +31,7 @@ NEWER = {
     "MatMulV2": {"opImplMode"},
     "BatchMatMulV2": {"enable_hf32"},
     "QuantUpdateScatter": {"reciprocal_scale"},
+    "DequantRopeQuantKvcache": {"cache_mode"},
 }
 # Inputs whose kind is another one than the quoted definition says.
 LENIENT = {
