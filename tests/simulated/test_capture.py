@@ -375,3 +375,38 @@ def test_the_first_launch_that_is_not_finite_is_named():
     before = len(seen.launches)
     graph.replay()
     assert len(seen.launches) == before
+
+
+def test_a_whole_training_step_is_eager_bit_by_bit():
+    def build():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.GELU(), torch.nn.Linear(16, 3)
+        )
+        net = net.npu()
+        return net, torch.optim.Adam(net.parameters(), 1e-2, capturable=True)
+
+    x, target = torch.randn(5, 8).npu(), torch.randint(3, (5,)).npu()
+
+    def step(net, optimizer):
+        loss = torch.nn.functional.cross_entropy(net(x), target)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    (net, optimizer), (eager, eager_optimizer) = build(), build()
+    warm = torch.npu.Stream()
+    warm.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(warm):
+        step(net, optimizer)
+    torch.npu.current_stream().wait_stream(warm)
+    optimizer.zero_grad(set_to_none=True)
+    graph, loss = captured(lambda: step(net, optimizer))
+    for _ in range(3):
+        graph.replay()
+    for _ in range(4):
+        eager_optimizer.zero_grad(set_to_none=True)
+        expected = step(eager, eager_optimizer)
+    assert torch.equal(loss.cpu(), expected.cpu())
+    for mine, other in zip(net.parameters(), eager.parameters()):
+        assert torch.equal(mine.cpu(), other.cpu())

@@ -6,6 +6,7 @@ recorded as a task with a number, the position of its function in the graph's li
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import traceback
 from collections.abc import Callable
@@ -151,7 +152,10 @@ def install(library: ctypes.CDLL) -> None:
             ctypes.CFUNCTYPE(None, model)(_destroyed),
         )
     )
-    library.moe_sim_set_python(*_callbacks)
+    library.moe_sim_set_python.argtypes = [ctypes.c_void_p] * 4
+    library.moe_sim_set_python(*(ctypes.cast(callback, ctypes.c_void_p) for callback in _callbacks))
+    # Graphs may outlive Python: torch_npu destroys those of module variables when the process ends.
+    atexit.register(library.moe_sim_set_python, None, None, None, None)
 
 
 def is_special() -> bool:

@@ -163,6 +163,8 @@ aclError sim_replay(sim_model *model, aclrtStream stream, size_t from)
 {
     if (from == 0) {
         sim_reset_conditions(model);
+        if (model->python_count != 0 && python.begin == NULL)
+            return sim_fail(ACL_ERROR_INTERNAL, "aclmdlRIExecuteAsync: Python has ended");
         if (model->python_count != 0 && python.begin(model->id) != 0)
             return ACL_ERROR_INTERNAL;
     }
