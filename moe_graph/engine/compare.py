@@ -197,7 +197,7 @@ def _backend(torchair: Any, config: Any, report: Report, tolerances: tuple) -> C
         def call(*arguments: Any) -> Any:
             on_cpu = tree_map(_to_cpu, arguments)  # before the graph changes any of them
             seen = _Seen()
-            with observe(seen):
+            with observe(seen, compares_with_fx=True):
                 outputs = compiled(*arguments)
             _Reference(lowered, seen, report, tolerances).run(*on_cpu)
             return outputs

@@ -106,17 +106,20 @@ def test_status_names_who_provides_what():
 
 
 def test_unregister_and_register_again():
-    try:
-        moe_graph.unregister()
-        moe_graph.unregister()
-        assert moe_graph.status().provider("schema") == "nobody"
-        assert not hasattr(torch.ops.npu, "npu_moe_re_routing")
-        with pytest.raises(AttributeError):
-            moe_graph.moe_re_routing(torch.zeros(1, 1), torch.tensor([[1]]))
-    finally:
-        moe_graph.register()
-        moe_graph.register()
-    assert moe_graph.moe_re_routing(torch.zeros(1, 1), torch.tensor([[1]])).permute_token_idx.tolist() == [0]
+    python("""
+import moe_graph, torch
+moe_graph.unregister()
+moe_graph.unregister()
+assert moe_graph.status().provider("schema") == "nobody"
+assert not hasattr(torch.ops.npu, "npu_moe_re_routing")
+try:
+    moe_graph.moe_re_routing(torch.zeros(1, 1), torch.tensor([[1]]))
+except AttributeError:
+    moe_graph.register()
+    moe_graph.register()
+assert moe_graph.moe_re_routing(torch.zeros(1, 1), torch.tensor([[1]])).permute_token_idx.tolist() == [0]
+assert moe_graph.status().provider("schema") == "moe_graph"
+""")
 
 
 def test_product_settings(monkeypatch):

@@ -76,8 +76,10 @@ def test_bfloat16_keeps_its_dtype():
 
 
 def test_a_mode_that_is_not_modelled_is_refused():
-    with pytest.raises(ValueError, match="rotary_mode must be 'half' or 'interleave'.*'quarter'"):
-        torch.ops.npu.npu_rotary_mul(X.npu(), X.npu(), X.npu(), "quarter")
+    with pytest.raises(
+        ValueError, match="rotary_mode must be one of half, interleave, quarter, interleave-half, got .third."
+    ):
+        torch.ops.npu.npu_rotary_mul(X.npu(), X.npu(), X.npu(), "third")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_graph.operators.communication import process_group
-from moe_graph.operators.communication.scaled_product import product, result_dtype
+from moe_graph.operators.communication.scaled_product import asked_of_ge, product, result_dtype
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, GeType
 
 
 def all_gather_base_mm(
@@ -90,7 +90,7 @@ def _ge_all_gather_matmul_v2(
     group_size: int = 0,
     is_gather_out: bool = True,
     is_amax_out: bool = False,
-    y_dtype: int = 0,
+    y_dtype: GeType = 0,  # type: ignore[assignment]
     comm_mode: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     if quant_scale is not None or is_amax_out or block_size or group_size:
@@ -108,6 +108,7 @@ def _ge_all_gather_matmul_v2(
         gather_index=gather_index,
         gather_output=is_gather_out,
         comm_turn=comm_turn,
+        output_dtype=asked_of_ge(x1, y_dtype),
     )
     return y, gathered, torch.empty(0)
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_graph.operators.communication import process_group
-from moe_graph.operators.communication.scaled_product import product, result_dtype
+from moe_graph.operators.communication.scaled_product import asked_of_ge, product, result_dtype
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, GeType
 
 
 def mm_reduce_scatter_base(
@@ -78,7 +78,7 @@ def _ge_matmul_reduce_scatter_v2(
     block_size: int = 0,
     group_size: int = 0,
     is_amax_out: bool = False,
-    y_dtype: int = 28,
+    y_dtype: GeType = 0,  # type: ignore[assignment]
     comm_mode: str = "ai_cpu",
 ) -> tuple[Tensor, Tensor]:
     if quant_scale is not None or is_amax_out or block_size or group_size:
@@ -93,6 +93,7 @@ def _ge_matmul_reduce_scatter_v2(
         x1_scale=x1_scale,
         x2_scale=x2_scale,
         comm_turn=comm_turn,
+        output_dtype=asked_of_ge(x1, y_dtype),
     )
     return y, torch.empty(0)
 

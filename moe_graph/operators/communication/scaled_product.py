@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_graph.operators.ge import GeType
 from moe_graph.operators.matmul.quant_matmul import exact_product
 from moe_graph.operators.quantization.trans_quant_param import unpacked
 
@@ -32,6 +33,13 @@ def product(
 def result_dtype(x1: Tensor, asked: torch.dtype | None, column_scale: Tensor | None) -> torch.dtype:
     """That of x1; of int8 the one asked for, float16 for packed scales, else bfloat16."""
     if x1.dtype != torch.int8:
+        if asked not in (None, x1.dtype):
+            raise ValueError(f"the output dtype must be that of x1, {x1.dtype}, got {asked}")
         return x1.dtype
     packed = column_scale is not None and column_scale.dtype in (torch.int64, torch.uint64)
     return asked or (torch.float16 if packed else torch.bfloat16)
+
+
+def asked_of_ge(x1: Tensor, y_dtype: GeType) -> torch.dtype | None:
+    """The dtype that the attribute y_dtype of a GE operator asks for; its default, and that of x1, ask for none."""
+    return None if y_dtype.ge == 0 or y_dtype.torch == x1.dtype else y_dtype.torch
