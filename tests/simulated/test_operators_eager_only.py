@@ -1,0 +1,140 @@
+"""Operators without a converter in torchair, on NPU tensors, against loops from their documents."""
+
+import pytest
+import torch
+import torch_npu
+
+from everywhere import check
+
+
+@pytest.mark.parametrize("with_k", [False, True])
+@pytest.mark.parametrize("with_p", [False, True])
+def test_top_k_top_p(with_k, with_p):
+    torch.manual_seed(0)
+    logits = torch.randn(4, 12)
+    logits[0, 3] = logits[0, 7]
+    p, k = (torch.tensor([0.0, 0.4, 0.9, 1.0]) if with_p else None), (torch.tensor([1, 3, 6, 12]) if with_k else None)
+    expected = torch.full((4, 12), -torch.inf)
+    for row in range(4):
+        order = sorted(range(12), key=lambda i: (float(logits[row, i]), i))
+        least = float(logits[row, order[12 - int(k[row])]]) if with_k else -torch.inf
+        kept = [i for i in order if float(logits[row, i]) >= least]
+        weights = torch.softmax(logits[row, kept].double(), 0)
+        reached = 0.0
+        for at, i in enumerate(kept):
+            reached += float(weights[at])
+            if not with_p or reached > 1 - float(p[row]) + 1e-7 or at == len(kept) - 1:
+                expected[row, i] = logits[row, i]
+    found = torch_npu.npu_top_k_top_p(logits.npu(), p.npu() if with_p else None, k.int().npu() if with_k else None)
+    assert torch.equal(found.cpu(), expected)
+    if with_k:
+        with pytest.raises((ValueError, RuntimeError), match="k must be from 1 to V = 12"):
+            torch_npu.npu_top_k_top_p(logits.npu(), None, (k - 1).int().npu())
+
+
+@pytest.mark.parametrize("form", ["one kind", "default", "four", "interleave"])
+@pytest.mark.parametrize("mode", ["half", "interleaved"])
+def test_mrope(form, mode):
+    torch.manual_seed(1)
+    sections = {"one kind": None, "default": [2, 3, 3], "four": [2, 2, 2, 2], "interleave": [2, 3, 3]}[form]
+    cache, query, key = torch.randn(20, 16).half(), torch.randn(3, 2 * 24).half(), torch.randn(3, 24).half()
+    positions = torch.randint(0, 20, (3,) if sections is None else (len(sections), 3))
+
+    def turned(x):
+        y = x.float().clone().view(3, -1, 24)
+        for t in range(3):
+            for pair in range(8):
+                kind = 0
+                if form in ("default", "four"):
+                    kind = next(i for i in range(len(sections)) if pair < sum(sections[: i + 1]))
+                elif form == "interleave":
+                    kind = pair % 3 if pair < 9 else 0
+                at = positions[t] if sections is None else positions[kind, t]
+                cos, sin = cache[at, pair].float(), cache[at, 8 + pair].float()
+                one, two = (pair, pair + 8) if mode == "half" else (2 * pair, 2 * pair + 1)
+                for head in range(y.shape[1]):
+                    a, b = x.view(3, -1, 24)[t, head, one].float(), x.view(3, -1, 24)[t, head, two].float()
+                    y[t, head, one], y[t, head, two] = a * cos - b * sin, b * cos + a * sin
+        return y.view(x.shape).half()
+
+    def operator(positions, query, key, cache):
+        way = "interleave" if form == "interleave" else "default"
+        return torch_npu.npu_mrope(
+            positions, query, key, cache, 24, mrope_section=sections, rotary_mode=mode, cache_mode=way
+        )
+
+    expected = [turned(query), turned(key)]
+    check(operator, [positions, query, key, cache], expected, modes=("eager",), rtol=2**-10, atol=2**-10)
+
+
+def test_layer_norm_eval_and_deep_norm():
+    torch.manual_seed(2)
+    x, gx, gamma, beta = torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.randn(2, 4), torch.randn(2, 4)
+    y, mean, rstd, plain = torch.empty(3, 2, 4), torch.empty(3, 1, 1), torch.empty(3, 1, 1), torch.empty(3, 2, 4)
+    for row in range(3):
+        v = 0.5 * x[row].double() + gx[row].double()
+        mean[row], rstd[row] = v.mean(), 1 / torch.sqrt(v.var(unbiased=False) + 1e-6)
+        y[row] = (v - v.mean()) / torch.sqrt(v.var(unbiased=False) + 1e-6) * gamma + beta
+        w = x[row].double()
+        plain[row] = (w - w.mean()) / torch.sqrt(w.var(unbiased=False) + 1e-3) * gamma + beta
+    args = [x, gx, beta, gamma, 0.5, 1e-6]
+    check(torch_npu.npu_deep_norm, args, [mean, rstd, y], modes=("eager",), rtol=1e-5, atol=1e-5)
+    args = [x, [2, 4], gamma, beta, 1e-3]
+    check(torch_npu.npu_layer_norm_eval, args, [plain], modes=("eager",), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("with_probs", [False, True])
+def test_tokens_by_a_routing_map_and_back(pad, with_probs):
+    torch.manual_seed(3)
+    routing = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    tokens = torch.randn(4, 5, dtype=torch.float64).float()
+    probs = torch.rand(4, 3) if with_probs else None
+    rows = []  # (token, expert)
+    for expert in range(3):
+        own = [t for t in range(4) if routing[t, expert]]
+        others = [t for t in range(4) if not routing[t, expert]]
+        rows += [(t, expert) for t in ((own + others)[:2] if pad else own)]
+    permuted = torch.stack([tokens[t] for t, _ in rows])
+    of_rows = torch.stack([probs[t, e] for t, e in rows]) if with_probs else None
+    by_token = sorted(range(len(rows)), key=lambda r: rows[r])
+    indices = [t for t, _ in rows] if pad else by_token
+    given = probs.npu() if with_probs else None
+    found = torch_npu.npu_moe_token_permute_with_routing_map(
+        tokens.npu(), routing.npu(), probs=given, num_out_tokens=6 if pad else 8, drop_and_pad=pad
+    )
+    assert torch.equal(found[0].cpu(), permuted) and found[2].cpu().tolist() == indices
+    if with_probs:
+        assert torch.equal(found[1].cpu(), of_rows)
+    expected = torch.zeros(4, 5)
+    for row, (t, e) in enumerate(rows):
+        expected[t] += permuted[row] * (probs[t, e] if with_probs else 1)
+    back = torch_npu.npu_moe_token_unpermute_with_routing_map(
+        found[0], found[2], [4, 5], probs=given, routing_map=routing.npu(), drop_and_pad=pad
+    )
+    torch.testing.assert_close(back.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_gradients_of_both_ways(pad):
+    torch.manual_seed(4)
+    routing = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    tokens, probs = torch.randn(4, 5).npu().requires_grad_(), torch.rand(4, 3).npu().requires_grad_()
+    weights = torch.randn(4, 5)
+    rows, _, indices = torch_npu.npu_moe_token_permute_with_routing_map(
+        tokens, routing.npu(), num_out_tokens=6 if pad else 8, drop_and_pad=pad
+    )
+    back = torch_npu.npu_moe_token_unpermute_with_routing_map(
+        rows, indices, [4, 5], probs=probs, routing_map=routing.npu(), drop_and_pad=pad
+    )
+    (back * weights.npu()).sum().backward()
+    # Both ways together: each token times the sum of its probs.
+    kept = torch.zeros(4, 3)
+    for expert in range(3):
+        own = [t for t in range(4) if routing[t, expert]] + [t for t in range(4) if not routing[t, expert]]
+        for t in own[:2] if pad else [t for t in range(4) if routing[t, expert]]:
+            kept[t, expert] = 1
+    values = probs.detach().cpu()
+    torch.testing.assert_close(tokens.grad.cpu(), weights * (kept * values).sum(1, keepdim=True), rtol=1e-5, atol=1e-6)
+    expected = kept * (weights * tokens.detach().cpu()).sum(1, keepdim=True)
+    torch.testing.assert_close(probs.grad.cpu(), expected, rtol=1e-5, atol=1e-6)
