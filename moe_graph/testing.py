@@ -11,8 +11,8 @@
 The same for the mode that captures (`lower(..., mode="reduce-overhead")`): the graph is then the FX graph whose launches are captured,
 and its node types are operators: `assert_nodes(lowered.graph, **{"aten.mm.default": 2})`.
 
-On a machine without an NPU start the tests with `pytest -p moe_graph.simulator.pytest_plugin`, which also brings the fixture
-`lower`. On an NPU the same tests run against CANN.
+On a machine without an NPU start the tests with `pytest --npu-sim`, which also brings the fixture `npu_lower`.
+On an NPU the same tests run against CANN.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from moe_graph.dumps.reading_definition import from_definition as read_graph
+from moe_graph.dumps.words import short_counts
 from moe_graph.engine import attributes
 from moe_graph.engine import graph as ge_graph
 
 UPDATE = "MOE_GRAPH_UPDATE_GRAPHS"
+_RECORD = f"pytest --npu-graphs-update, or {UPDATE}=1, records it"
 _INPUTS = ("Data", "RefData")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """A graph as torchair hands it to GE.
 
@@ -47,6 +50,14 @@ class Graph:
     """
 
     definition: Any
+
+    def __repr__(self) -> str:
+        """One line: a failing test shows it."""
+        return f"<Graph {self.name}: {short_counts(self.node_types)}>"
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the picture of a small graph, the line of a large one."""
+        return read_graph(self.definition)._repr_html_()
 
     @property
     def name(self) -> str:
@@ -180,7 +191,7 @@ def _fx_shape(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
 
 
-@dataclass
+@dataclass(repr=False)
 class Lowered:
     """What became of a module: its graphs in the order they were loaded (one, if nothing broke or recompiled), and the outputs.
 
@@ -193,6 +204,12 @@ class Lowered:
     graphs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     expected: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<Lowered: {len(self.outputs)} call{'s' * (len(self.outputs) != 1)}, graphs {self.graphs}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(graph._repr_html_() for graph in self.graphs)
 
     @property
     def graph(self) -> Any:
@@ -256,7 +273,7 @@ def _moved(values: Any, device: str) -> Any:
 def _torchair() -> Any:
     if not (hasattr(torch, "npu") and torch.npu.is_available()):
         raise RuntimeError(
-            "lowering needs an NPU or the simulated device: start pytest with -p moe_graph.simulator.pytest_plugin, "
+            "lowering needs an NPU or the simulated device: start pytest with --npu-sim, "
             "or import moe_graph.simulator first"
         )
     import torchair
@@ -292,13 +309,15 @@ def assert_nodes(graph: Graph | CapturedGraph, **counts: int) -> None:
     """The graph has exactly so many nodes of each GE type named: `assert_nodes(graph, MoeReRouting=1, Transpose=0)`."""
     found = graph.node_types
     wrong = [f"{name}: expected {count}, found {found[name]}" for name, count in counts.items() if found[name] != count]
-    assert not wrong, f"{'; '.join(wrong)}. The graph has {dict(found)}"
+    if wrong:
+        raise AssertionError(f"{'; '.join(wrong)}. The graph has {dict(found)}")
 
 
 def assert_one_graph(lowered: Lowered) -> None:
     """No graph break and no recompilation: all calls ran one graph."""
     names = [graph.name for graph in lowered.graphs]
-    assert len(names) == 1, f"expected one graph for {len(lowered.outputs)} calls, got {len(names)}: {names}"
+    if len(names) != 1:
+        raise AssertionError(f"expected one graph for {len(lowered.outputs)} calls, got {len(names)}: {names}")
 
 
 def assert_no_host_tensors(graph: Graph | CapturedGraph, allowed: Sequence[str] = ()) -> None:
@@ -307,7 +326,8 @@ def assert_no_host_tensors(graph: Graph | CapturedGraph, allowed: Sequence[str] 
     A tensor on the host makes the NPU wait for a copy in every call.
     """
     found = [name for name in graph.host_tensors if name not in allowed]
-    assert not found, f"inputs on the host: {found}"
+    if found:
+        raise AssertionError(f"inputs on the host: {found}")
 
 
 def assert_equals_eager(lowered: Lowered, *, rtol: float | None = None, atol: float | None = None) -> None:
@@ -319,14 +339,17 @@ def assert_equals_eager(lowered: Lowered, *, rtol: float | None = None, atol: fl
 def assert_unchanged(graph: Graph | CapturedGraph, path: str | os.PathLike) -> None:
     """The graph is, as text, what the file holds; the message is the difference.
 
-    The file is written if MOE_GRAPH_UPDATE_GRAPHS=1. Commit it: a later change of the graph then fails, and shows in review.
+    The file is written by `pytest --npu-graphs-update`, or if MOE_GRAPH_UPDATE_GRAPHS=1.
+    Commit it: a later change of the graph then fails, and shows in review.
     """
     path, text = Path(path), graph.text()
     if os.environ.get(UPDATE, "0") not in ("", "0"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return
-    assert path.exists(), f"{path} does not exist: run once with {UPDATE}=1, and commit it"
+    if not path.exists():
+        raise AssertionError(f"{path} does not exist: {_RECORD}, and commit it")
     recorded = path.read_text()
-    difference = difflib.unified_diff(recorded.splitlines(), text.splitlines(), str(path), "now", lineterm="", n=2)
-    assert recorded == text, f"the graph has changed ({UPDATE}=1 records it anew):\n" + "\n".join(difference)
+    if recorded != text:
+        difference = difflib.unified_diff(recorded.splitlines(), text.splitlines(), str(path), "now", lineterm="", n=2)
+        raise AssertionError(f"the graph has changed ({_RECORD}):\n" + "\n".join(difference))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from moe_graph.dumps import words
+
 INPUT_TYPES = frozenset({"Data", "RefData"})
 CONTROL = -1
 
@@ -83,7 +85,7 @@ class Node:
     input_tensors: tuple[Descriptor | None, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """A graph in the order of its dump.
 
@@ -98,6 +100,14 @@ class Graph:
     nodes: tuple[Node, ...]
     kind: str = ""
     stage: str = ""
+
+    def __repr__(self) -> str:
+        """One line; the nodes are in `nodes`."""
+        return f"<Graph {self.name}{self.stage and f' ({self.stage})'}: {words.short_counts(self.types)}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, if the graph is not too large."""
+        return words.picture(self)
 
     @cached_property
     def by_name(self) -> dict[str, Node]:

@@ -5,6 +5,7 @@ A dump of each kind of the same graph has the same summary, but for what a kind 
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
 from moe_graph.dumps.reading_definition import OUTPUT_TYPE
 from moe_graph.dumps.reading_dtypes import word_of_number
 from moe_graph.dumps.reading_infer import MARKED_VIEW, TRANSPOSES, TRANSPOSING, read_by
+from moe_graph.dumps.words import short_counts
 
 MOE_TYPES = ("*Moe*", "*GroupedMatmul*", "*GroupedMatMul*", "HcomAllToAll*", "*AlltoAllv*")
 # FX operators that convert a type: a Cast of one of them is the model's own.
@@ -99,7 +101,7 @@ class Conversion:
         return bool(self.before) and self.before == self.after
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """What one graph holds.
 
@@ -128,6 +130,16 @@ class Summary:
     dynamic: Mapping[str, tuple[int, ...]]
     casts: tuple[Conversion, ...]
     transposes: tuple[Conversion, ...]
+
+    def __repr__(self) -> str:
+        """One line; `as_dict` has all of it."""
+        parts = f"{len(self.inputs)} inputs, {len(self.outputs)} outputs, {len(self.casts)} casts, {len(self.transposes)} transposes"
+        return f"<Summary of {self.name}: {short_counts(self.types)}; {parts}>"
+
+    def _repr_html_(self) -> str:
+        """A table of the types for a notebook."""
+        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{count}</td></tr>" for name, count in self.types.items())
+        return f"<p>{html.escape(repr(self))}</p><table><tr><th>type</th><th>nodes</th></tr>{rows}</table>"
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it. Keys and their meaning stay."""

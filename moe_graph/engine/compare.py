@@ -3,6 +3,7 @@ GE graph that it is lowered to, executed by the host engine, tensor by tensor.""
 
 from __future__ import annotations
 
+import io
 import operator
 import sys
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ class FxTensor:
         return text + (f"\n  {self.line}" if self.line else "")
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What was compared.
 
@@ -122,6 +123,18 @@ class Report:
         )
         head = f"{len(self.tensors)} tensors: {counts}"
         return head if self.first is None else f"{head}\nfirst: {self.first}"
+
+    def __repr__(self) -> str:
+        """The same words on one line."""
+        return f"<Report of {'; '.join(str(self).splitlines())}>"
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        from rich.console import Console
+
+        console = Console(record=True, width=160, file=io.StringIO())
+        console.print(self.table())
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def compare_graph(

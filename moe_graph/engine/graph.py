@@ -291,7 +291,12 @@ def _bind(node: Node, op: Any) -> None:
     """Find the kernel, and bind the node's inputs and attributes to its parameters."""
     kernel = registry.get(node.type)
     if kernel is None:
-        raise GraphError(f"{node}: the host engine has no kernel for GE type {node.type}")
+        raise GraphError(
+            f"{node}: the host engine has no kernel for GE type {node.type}. To add one, in your program:\n"
+            f'    @moe_graph.engine.kernel("{node.type}")  # import moe_graph.engine\n'
+            "    def kernel(x: torch.Tensor, *, attribute: int = 0) -> torch.Tensor:  # GE's inputs, then its attributes, by their names\n"
+            "        return ...  # of CPU tensors; a tuple for several outputs"
+        )
     fed = [(desc.name, None if slot is None else at) for at, (desc, slot) in enumerate(zip(node.inputs, node.slots))]
     try:
         node.kernel = kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +35,7 @@ class Row:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Status:
     """What `status` has found. `print` shows it as a table.
 
@@ -49,6 +50,17 @@ class Status:
     def provider(self, part: str) -> str:
         """Who provides this part, for instance `status().provider("converter")`."""
         return next(row.provider for row in self.rows if row.part == part)
+
+    def __repr__(self) -> str:
+        """One line: who provides each part."""
+        return f"<Status of {contract.QUALNAME}: {', '.join(f'{row.part} {row.provider}' for row in self.rows)}>"
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        cells = [(row.part, row.provider, row.detail) for row in self.rows]
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in cells)
+        versions = html.escape(", ".join(f"{name} {number}" for name, number in self.versions.items()))
+        return f"<table><tr><th>part</th><th>provided by</th><th>what</th></tr>{rows}</table><p>{versions}</p>"
 
     def __str__(self) -> str:
         table = Table("part", "provided by", "what", title=f"{contract.QUALNAME}")

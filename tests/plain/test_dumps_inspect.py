@@ -199,3 +199,12 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 @given(st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner), max_leaves=6))
 def test_any_attribute_is_strict_json(value):
     json.dumps(plain(value), allow_nan=False)
+
+
+def test_a_graph_and_its_summary_are_a_line_each_and_a_picture_in_a_notebook():
+    (graph,) = read(DUMPS / "dynamo_optimized_graph_1.txt")
+    assert repr(graph).startswith("<Graph graph_1 (optimized): 20 nodes: ") and len(repr(graph)) < 300
+    summary = summarise(graph)
+    assert repr(summary).startswith("<Summary of graph_1: 20 nodes: ") and len(repr(summary)) < 400
+    assert "data:image/svg+xml;base64," in graph._repr_html_()
+    assert summary._repr_html_().count("<tr>") == len(summary.types) + 1

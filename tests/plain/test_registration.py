@@ -139,3 +139,9 @@ def test_product_settings(monkeypatch):
         product.current_product()
     with pytest.raises(ValueError, match="product must be one of A2, A3, 950 or None, got 'A5'"):
         moe_graph.set_product("A5")
+
+
+def test_the_status_is_a_line_and_a_table_in_a_notebook():
+    status = moe_graph.status()
+    assert "\n" not in repr(status) and "converter" in repr(status)
+    assert status._repr_html_().count("<tr>") == len(status.rows) + 1

@@ -1,6 +1,7 @@
 """Eager operators on NPU tensors: the values of the CPU's kernels, the aliasing and devices of NPU ones."""
 
 import copy
+import textwrap
 
 import pytest
 import torch
@@ -223,6 +224,17 @@ def test_an_operator_that_nothing_serves_names_itself_and_the_function_that_is_m
         ):
             torch_npu.npu_sign_bits_pack(torch.ones(8).npu(), 1)
     assert seen.missing["npu.npu_sign_bits_pack.default"] == 1
+
+
+def test_the_error_ends_with_the_lines_that_add_a_kernel():
+    need_torch(2, 9)
+    with pytest.raises(NotImplementedError, match="To add one, in your program") as raised:
+        torch_npu.npu_sign_bits_pack(torch.ones(8).npu(), 1)
+    lines = textwrap.dedent(str(raised.value).partition("in your program:\n")[2])
+    program = {"torch": torch}
+    exec(lines.replace(": ...", ": return args[0] * 3"), program)  # the library of it is in `program`
+    assert torch_npu.npu_sign_bits_pack(torch.ones(8).npu(), 1).tolist() == [3.0] * 8
+    program["library"]._destroy()
 
 
 def test_a_function_of_cpp_that_is_missing_is_told_by_the_name_that_stands_in_source():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 import pytest
 import torch
@@ -309,6 +310,13 @@ def test_unknown_node_names_its_type_and_its_fx_source(monkeypatch):
     message = str(raised.value)
     assert re.search(r"node 'Mul(_\d+)?' \(GE type Mul, from mul-aten\.mul\.Tensor\.OUTPUT\.0", message)
     assert 'test_graph_mode.py", line' in message and "return x * x + 1" in message
+    # Three lines add the kernel; with what is GE's definition of Mul they do.
+    recipe = message.partition("in your program:\n")[2].splitlines()
+    lines = textwrap.dedent("\n".join(recipe[:3]))
+    lines = lines.replace("x: torch.Tensor, *, attribute: int = 0", "x1: torch.Tensor, x2: torch.Tensor")
+    exec(lines.replace("return ...", "return x1 * x2"), {"moe_graph": moe_graph, "torch": torch})
+    torch._dynamo.reset()
+    assert torch.compile(function, backend=backend())(torch.full((3,), 3.0).npu()).tolist() == [10, 10, 10]
 
 
 def test_failing_node_names_its_shapes_and_its_fx_source(monkeypatch):

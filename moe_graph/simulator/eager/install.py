@@ -197,8 +197,19 @@ class _Missing:
                 observe(str(self._overload))
             raise NotImplementedError(
                 f"{self._overload} has no kernel on the simulated device: {reason}. It runs on an NPU; "
-                "moe_graph.operators.every() lists the operators of npu that run here"
+                f"moe_graph.operators.every() lists the operators of npu that run here. {_how_to_add(self._overload)}"
             ) from error
+
+
+def _how_to_add(overload: torch._ops.OpOverload) -> str:
+    """The lines that add a kernel. Its tensors are on npu, where operators of aten compute."""
+    namespace, _, name = overload.name().partition("::")
+    return (
+        "To add one, in your program:\n"
+        f'    library = torch.library.Library("{namespace}", "IMPL")\n'
+        "    def kernel(*args, **kwargs): ...  # its schema's arguments; compose it of operators of torch\n"
+        f'    library.impl("{name}", kernel, "PrivateUse1", allow_override=True)'
+    )
 
 
 _DEVICE_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
