@@ -138,3 +138,76 @@ def test_gradients_of_both_ways(pad):
     torch.testing.assert_close(tokens.grad.cpu(), weights * (kept * values).sum(1, keepdim=True), rtol=1e-5, atol=1e-6)
     expected = kept * (weights * tokens.detach().cpu()).sum(1, keepdim=True)
     torch.testing.assert_close(probs.grad.cpu(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("renorm", [0, 1])
+@pytest.mark.parametrize("output", [False, True])
+def test_moe_gating_top_k_softmax_v2(renorm, output):
+    torch.manual_seed(5)
+    x, finished = torch.randn(2, 3, 6).half(), torch.tensor([[True, False, False], [False, True, False]])
+    y, experts, scores = torch.empty(2, 3, 2), torch.empty(2, 3, 2, dtype=torch.int32), torch.empty(2, 3, 6)
+    for b in range(2):
+        for s in range(3):
+            row = x[b, s].float()
+            scores[b, s] = torch.exp(row) / torch.exp(row).sum()
+            order = sorted(range(6), key=lambda e: -float(row[e]))[:2]
+            chosen = torch.exp(row[order]) if renorm else scores[b, s][order]
+            y[b, s] = chosen / chosen.sum() if renorm else chosen
+            experts[b, s] = torch.tensor([6, 6] if finished[b, s] else order)
+
+    found = torch_npu.npu_moe_gating_top_k_softmax_v2(
+        x.npu(), k=2, finished=finished.npu(), renorm=renorm, output_softmax=output
+    )
+    torch.testing.assert_close(found[0].cpu(), y.half(), rtol=2**-10, atol=1e-6)
+    assert torch.equal(found[1].cpu(), experts)
+    if output and not renorm:
+        torch.testing.assert_close(found[2].cpu(), scores, rtol=1e-5, atol=1e-6)
+    else:
+        assert found[2].numel() == 0
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("counted", [1, 2])
+def test_moe_init_routing_quant(mode, pad, counted):
+    torch.manual_seed(6)
+    x, experts = torch.randn(4, 8), torch.tensor([[0, 2], [2, 1], [0, 2], [2, 0]], dtype=torch.int32)
+    scale = torch.rand(3, 8) if mode == 1 else torch.tensor([20.0])
+    offset = torch.tensor([2.0]) if mode == 0 else None
+    slots = sorted(range(8), key=lambda slot: (int(experts.flatten()[slot]), slot))
+    rows, scales, index = torch.zeros(6 if pad else 8, 8), torch.zeros(6 if pad else 8), torch.full((8,), -1)
+    taken = [0, 0, 0]
+    for place, slot in enumerate(slots):
+        expert, token = int(experts.flatten()[slot]), slot // 2
+        place = expert * 2 + taken[expert] if pad else place
+        taken[expert] += 1
+        if pad and taken[expert] > 2:
+            continue
+        index[slot] = place
+        v = x[token] * scale[expert] if mode == 1 else x[token] * 20.0 + 2.0
+        scales[place] = v.abs().max() / 127
+        rows[place] = (v / scales[place] if mode == 1 else v).round().clamp(-128, 127)
+    found = torch_npu.npu_moe_init_routing_quant(
+        x.npu(),
+        experts.npu(),
+        scale=scale.npu(),
+        offset=None if offset is None else offset.npu(),
+        active_num=0,
+        expert_capacity=2,
+        expert_num=3,
+        drop_pad_mode=pad,
+        expert_tokens_num_mode=counted,
+        expert_tokens_before_capacity_flag=True,
+        quant_mode=mode,
+    )
+    torch.testing.assert_close(found[0].cpu().view(-1, 8).float(), rows, rtol=0, atol=1)
+    assert found[1].cpu().tolist() == index.tolist()
+    counts = [3, 1, 4]
+    if pad:
+        assert found[2] is None and found[3].cpu().tolist() == counts
+    else:
+        assert found[2].cpu().tolist() == (counts if counted == 2 else [3, 4, 8]) and found[3] is None
+    if mode == 1:
+        torch.testing.assert_close(found[4].cpu(), scales, rtol=1e-6, atol=0)
+    else:
+        assert found[4] is None
