@@ -1,8 +1,10 @@
 """Which operator of a compiled function is wrong: the FX graph that torchair lowers, interpreted by PyTorch on the CPU, against the
-GE graph that it is lowered to, executed by the host engine, tensor by tensor."""
+GE graph that it is lowered to, executed by the host engine, tensor by tensor; or against the launches that torchair captures."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import operator
 import sys
@@ -20,6 +22,7 @@ from moe_graph.engine.graph import Node, Plan
 if TYPE_CHECKING:
     from rich.table import Table
 
+_CAPTURED = "reduce-overhead"
 AGREES, DIFFERS, NOT_SEEN, NO_REFERENCE = "agrees", "differs", "not seen", "no reference"
 
 # rtol, atol: those torch.testing.assert_close documents. Other dtypes must agree exactly.
@@ -156,21 +159,22 @@ def compare_graph(
         dynamic: as in `torch.compile`.
         rtol: relative tolerance; by default that of `torch.testing.assert_close` for the tensor's dtype.
         atol: absolute tolerance; by default as rtol.
-        config: a `torchair.CompilerConfig` in GE mode ("max-autotune", the default).
+        config: a `torchair.CompilerConfig`. In the mode "reduce-overhead" the FX graph is compared with the launches of a replay, matched
+            by operator and order; `ge_node` then names the launch. Views are no launches: "not seen".
 
     Returns:
         Every tensor of the FX graph, with what was found.
 
     Raises:
         RuntimeError: without the simulated device, or if nothing was compiled.
-        ValueError: if `config` is of another mode.
+        ValueError: if `config` is of neither mode.
         GraphError: if the engine cannot load the graph.
         KernelError: if a kernel of the engine fails.
     """
     torchair = _torchair()
     config = torchair.CompilerConfig() if config is None else config
-    if config.mode.value != "max-autotune":
-        raise ValueError(f"config.mode must be 'max-autotune' (a GE graph), got {config.mode.value!r}")
+    if config.mode.value not in ("max-autotune", _CAPTURED):
+        raise ValueError(f"config.mode must be 'max-autotune' (a GE graph) or {_CAPTURED!r}, got {config.mode.value!r}")
     report = Report()
     tolerances = (rtol, atol)
 
@@ -209,8 +213,8 @@ def _backend(torchair: Any, config: Any, report: Report, tolerances: tuple) -> C
 
         def call(*arguments: Any) -> Any:
             on_cpu = tree_map(_to_cpu, arguments)  # before the graph changes any of them
-            seen = _Seen()
-            with observe(seen, compares_with_fx=True):
+            seen: _Seen | _SeenLaunches = _SeenLaunches(lowered) if config.mode.value == _CAPTURED else _Seen()
+            with seen.watching():
                 outputs = compiled(*arguments)
             _Reference(lowered, seen, report, tolerances).run(*on_cpu)
             return outputs
@@ -241,6 +245,9 @@ class _Seen:
         self.graph = ""
         self.values: dict[str, dict[str, tuple[Tensor, Node]]] = {}
 
+    def watching(self) -> contextlib.AbstractContextManager:
+        return observe(self, compares_with_fx=True)
+
     def __call__(self, plan: Plan, values: Mapping[tuple[int, int], Tensor]) -> Callable[[Node, list[Tensor]], None]:
         self.graph = plan.name
         for (index, _), value in values.items():  # an operator may be lowered to a constant, or to nothing
@@ -254,6 +261,28 @@ class _Seen:
                 self.values.setdefault(name, {})[rest.rpartition(".OUTPUT.")[2]] = (result.clone(), node)
 
 
+class _SeenLaunches:
+    """The same for the launches of a replay: they come in the order of the FX nodes that they stand for."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        self.graph = ""
+        self.values: dict[str, dict[str, tuple[Tensor, str]]] = {}
+        self._nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+        self._next = 0
+
+    def watching(self) -> contextlib.AbstractContextManager:
+        return importlib.import_module("moe_graph.simulator.replays").observed(self)
+
+    def __call__(self, graph: int, position: int, operator_name: str, results: list[Tensor]) -> None:
+        self.graph = f"captured graph {graph}"
+        for at in range(self._next, len(self._nodes)):
+            if str(self._nodes[at].target) == operator_name:
+                launch = f"launch {position}"
+                self.values[self._nodes[at].name] = {str(i): (x.clone(), launch) for i, x in enumerate(results)}
+                self._next = at + 1
+                return
+
+
 class _NoValue:
     """Stands for what the CPU could not compute."""
 
@@ -264,7 +293,9 @@ _MISSING = _NoValue()
 class _Reference(torch.fx.Interpreter):
     """Interprets the FX graph on CPU tensors and holds each result against what was seen of it."""
 
-    def __init__(self, module: torch.fx.GraphModule, seen: _Seen, report: Report, tolerances: tuple) -> None:
+    def __init__(
+        self, module: torch.fx.GraphModule, seen: _Seen | _SeenLaunches, report: Report, tolerances: tuple
+    ) -> None:
         super().__init__(module)
         self._seen, self._report, self._tolerances = seen, report, tolerances
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,20 @@ class Replays:
     def first_non_finite(self) -> Launch | None:
         """The first launch with a NaN or an infinity in an output, or None."""
         return next((launch for launch in self.launches if not launch.is_finite), None)
+
+
+@contextlib.contextmanager
+def observed(observe: Callable[[int, int, str, list[Tensor]], None]) -> Iterator[None]:
+    """Call `observe` after each launch with the graph's number, the position, the operator and CPU tensors on the memory of the results."""
+
+    def tell(graph: captured.Graph, position: int, results: Any) -> None:
+        observe(graph.number, position, graph.names[position], _flat(results))
+
+    launches.replay_observers.append(tell)
+    try:
+        yield
+    finally:
+        launches.replay_observers.remove(tell)
 
 
 @contextlib.contextmanager
