@@ -89,6 +89,8 @@ def test_re_routing_is_recorded_with_its_counts():
         (lambda x: x[x > 0], 107027),
         (lambda x: torch.ones(2).npu(), 107027),
         (lambda x: x[torch.tensor([0, 1])], 107027),
+        (lambda x: x.repeat_interleave(torch.ones(4, dtype=torch.int64, device="npu")), 107027),
+        (lambda x: torch.equal(x, x), 107027),
         (lambda x: torch.npu.current_stream().synchronize(), 107027),
         (lambda x: torch.npu.current_stream().query(), 107027),
         (lambda x: torch.npu.synchronize(), 107030),
@@ -410,3 +412,14 @@ def test_a_whole_training_step_is_eager_bit_by_bit():
     assert torch.equal(loss.cpu(), expected.cpu())
     for mine, other in zip(net.parameters(), eager.parameters()):
         assert torch.equal(mine.cpu(), other.cpu())
+
+
+def test_an_operator_without_a_fake_implementation_is_named():
+    x = torch.ones(2, 2).npu()
+    with pytest.raises(
+        NotImplementedError, match="aten._to_sparse.default cannot be captured: it has no fake implementation"
+    ):
+        captured(lambda: x.to_sparse())
+    graph, (values, indices) = captured(lambda: x.cummax(0))
+    graph.replay()
+    assert values.cpu().tolist() == [[1, 1], [1, 1]] and indices.dtype == torch.int64

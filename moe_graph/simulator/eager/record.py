@@ -128,17 +128,16 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
             metas = [*metas[: operator.position], None, *metas[operator.position + 1 :]]
         elif "generator" in kwargs:
             kwargs = {**kwargs, "generator": None}
-    try:
-        return operator.overload(*metas, **kwargs)
-    except NotImplementedError as error:
-        outs = kwargs.get("out")
-        if outs is not None:  # what an out= form gives is what it was given
-            return outs
-        if operator.function is not operator.overload:
-            return operator.function(*metas, **kwargs)
-        raise NotImplementedError(
-            f"{operator.overload} cannot be captured: it has no fake implementation to tell the shapes of its results"
-        ) from error
+    if not operator.overload._schema.returns:
+        return None  # it writes to tensors that it is given
+    for attempt in (operator.overload, operator.function):
+        try:
+            return attempt(*metas, **kwargs)
+        except NotImplementedError as error:
+            reason = error
+    raise NotImplementedError(
+        f"{operator.overload} cannot be captured: it has no fake implementation to tell the shapes of its results"
+    ) from reason
 
 
 class _Arguments:

@@ -64,6 +64,8 @@ def host_traffic(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str,
         device = kwargs.get("device")
         target = torch.device(device).type if device is not None else args[0].device.type
         return _copy(args[0], target, kwargs.get("non_blocking", False), None)
+    if name == "aten::repeat_interleave" and _counts_repeats(overload, args, kwargs):
+        return HostTraffic("", "result size depends on the values", 0, True)
     if torch.Tag.data_dependent_output in overload.tags:
         return HostTraffic("to host", "result on the host", 1, True)
     if torch.Tag.dynamic_output_shape in overload.tags and (name != "aten::index" or _has_mask(args[1])):
@@ -81,6 +83,13 @@ def _copy(source: Tensor, target: str, non_blocking: bool, destination: Tensor |
     return HostTraffic(
         "to device" if target == "npu" else "to host", "copy" if waits else "copy, non_blocking", size, waits
     )
+
+
+def _counts_repeats(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Are the repeats a tensor, and the size of the result not given?"""
+    names = [argument.name for argument in overload._schema.arguments]
+    given = {**dict(zip(names, args)), **kwargs}
+    return isinstance(given.get("repeats"), Tensor) and given.get("output_size") is None
 
 
 def _has_mask(indices: Any) -> bool:
