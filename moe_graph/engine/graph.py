@@ -19,6 +19,9 @@ CONST_TYPES = ("Const", "Constant")
 OUTPUT_TYPE = "NetOutput"
 # Types that give the elements of their first input, in another shape or order.
 _KEEP_ELEMENTS = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "TensorMove", "View", "Contiguous")
+# Types whose first result is int4 when they are asked for DT_INT32, eight of which go into one.
+_INT32, _INT4 = 3, 29
+_INT4_FOR_INT32 = {"FlatQuant": "dst_dtype"}
 # Attributes that place or lay out and never change a value. Those that begin with "_" are torchair's and GE's notes.
 _NOTES = frozenset({"input_layout_info", "output_layout_info", "torchair_enable_data_dump", "op_exec_never_timeout"})
 
@@ -190,6 +193,9 @@ def _carry_packed_types(nodes: list[Node], operators: Any, order: list[int]) -> 
 
 def _asked_type(op: Any) -> GeType | None:
     """The type that an attribute asks for, of an operator that quantises to a given one."""
+    asked = _INT4_FOR_INT32.get(op.type)
+    if asked is not None and attributes.decode(op.attr[asked]) == _INT32:
+        return dtypes.from_ge(_INT4)
     number = attributes.decode(op.attr["dst_type"]) if "dst_type" in op.attr else None
     return dtypes.from_ge(number) if isinstance(number, int) and number in dtypes.PACKED else None
 

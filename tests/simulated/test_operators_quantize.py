@@ -220,6 +220,42 @@ def test_gelu_quant(approximate, mode):
     check(quantized, [x, scale, offset], [y, out] if mode == "dynamic" else [y], modes=modes, rtol=1e-5)
 
 
+@pytest.mark.parametrize("number", [torch.int8, torch.quint4x2])
+def test_rotate_quant(number):
+    torch.manual_seed(9)
+    x, rotation, high = torch.randn(3, 16).bfloat16(), torch.randn(8, 8).bfloat16(), 127 if number == torch.int8 else 7
+    x[1] = 0
+    y, scale = torch.zeros(3, 16, dtype=torch.int64), torch.zeros(3)
+    for i in range(3):
+        v = torch.cat([x[i, :8].float() @ rotation.float(), x[i, 8:].float() @ rotation.float()])
+        scale[i] = v.abs().max() / high
+        for j in range(16):
+            y[i, j] = rounded(float(v[j] / scale[i]), -high - 1, high) if scale[i] else 0
+
+    def quantized(x, rotation):
+        return torch_npu.npu_rotate_quant(x, rotation, dst_dtype=number)
+
+    if number == torch.int8:
+        check(quantized, [x, rotation], [y.to(torch.int8), scale], modes=("eager", "static"), rtol=1e-5, atol=1e-6)
+    else:
+        check(quantized, [x, rotation], [packed(y), scale], modes=("eager", "static"), rtol=1e-5, atol=1e-6)
+
+
+def test_kronecker_quant():
+    torch.manual_seed(10)
+    x, p1, p2 = torch.randn(3, 4, 16).half(), torch.randn(4, 4).half(), torch.randn(16, 16).half()
+    y, scale = torch.empty(3, 4, 16, dtype=torch.int64), torch.empty(3)
+    for k in range(3):
+        v = p1.double() @ x[k].double() @ p2.double()
+        scale[k] = v.abs().max() * 0.75 / 7
+        y[k] = (v / float(scale[k])).round().clamp(-8, 7).long()
+
+    def quantized(x, p1, p2):
+        return torch_npu.npu_kronecker_quant(x, p1, p2, 0.75)
+
+    check(quantized, [x, p1, p2], [packed(y), scale], modes=("eager", "static"), rtol=1e-5)
+
+
 def test_forms_that_are_not_served_are_named():
     x = torch.randn(2, 8).npu()
     with pytest.raises(NotImplementedError, match="npu_quantize: dtype must be qint8, quint8 or qint32"):
@@ -234,4 +270,4 @@ def test_the_table_of_torchairs_converters():
     assert rows["npu_prefetch"][0]  # written as a custom_op
     assert not rows["quantized"][1] and not rows["npu_dynamic_quant"][1]
     complete = sum(not missing for _, missing in rows.values())
-    assert complete >= 76, f"{complete} of {len(rows)} files"
+    assert complete >= 89, f"{complete} of {len(rows)} files"

@@ -27,3 +27,8 @@ def rounded(values: Tensor, maximum: int) -> Tensor:
     if maximum == INT8_MAX:
         return values.round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
     return int4.packed(values.round().clamp(int4.INT4_MIN, int4.INT4_MAX))
+
+
+def steps(values: Tensor, scale: Tensor, maximum: int) -> Tensor:
+    """values / scale, whole, as float32 within the type whose largest value this is; 0 where scale is 0."""
+    return (values / scale.masked_fill(scale == 0, 1)).round().clamp(-maximum - 1, maximum)
