@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import runpy
 import sys
 import traceback
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from moe_graph.commands import tracebacks
 from moe_graph.foundation.output_path import output_path_or_stdout
 
 
@@ -19,12 +22,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-graph run",
         description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
-        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--trace FILE] [--report] (SCRIPT | - | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--dump DIR] [--trace FILE] [--report] [--full-traceback]\n"
+        "           (SCRIPT | - | -m MODULE | COMMAND, such as torchrun or pytest) [ARGS ...]",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
     parser.add_argument(
-        "--devices", type=int, metavar="N", help="how many devices (default 1, or MOE_GRAPH_SIM_DEVICES)"
+        "--devices",
+        type=int,
+        metavar="N",
+        help="how many devices (default MOE_GRAPH_SIM_DEVICES, else the arguments' --nproc-per-node, else 1)",
+    )
+    parser.add_argument("--dump", metavar="DIR", help="write the graphs that torchair lowers into this folder, as text")
+    parser.add_argument(
+        "--full-traceback",
+        action="store_true",
+        help="show the launcher's and the simulated device's frames of an error, too",
     )
     parser.add_argument(
         "--trace",
@@ -39,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
     parser.add_argument(
-        "target", nargs=argparse.REMAINDER, help="the script (- is standard input) or module, and its arguments"
+        "target",
+        nargs=argparse.REMAINDER,
+        help="the script (- is standard input), module or installed command, and its arguments",
     )
     return parser
 
@@ -50,22 +65,61 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if not options.target:
         parser.error("a SCRIPT, or -m MODULE, is required")
-    if not options.module and options.target[0] != "-" and not os.path.exists(options.target[0]):
+    installed = None if options.module or os.path.exists(options.target[0]) else _installed(options.target[0])
+    if not options.module and options.target[0] != "-" and not os.path.exists(options.target[0]) and installed is None:
         print(f"moe_graph: there is no file {options.target[0]!r} to run", file=sys.stderr)
         return 2
     if options.soc is not None:
         os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
-    if options.devices is not None:
-        os.environ["MOE_GRAPH_SIM_DEVICES"] = str(options.devices)
+    devices = options.devices if options.devices is not None else _ranks(options.target)
+    if devices is not None:
+        os.environ["MOE_GRAPH_SIM_DEVICES"] = str(devices)
+    if options.dump is not None:
+        os.makedirs(options.dump, exist_ok=True)
+        os.environ["MOE_GRAPH_SIM_DUMP"] = os.path.abspath(options.dump)
     if options.report:
         os.environ["MOE_GRAPH_SIM_REPORT"] = "1"
     if not _start(options.quiet):
         return 1
     _start_in_children()
     sys.argv = list(options.target)
+    if not options.full_traceback:
+        tracebacks.fold()
+    # torch.distributed imports its launcher itself; that Python executes it a second time then is as with python -m, and harmless.
+    warnings.filterwarnings("ignore", r".*found in sys\.modules after import of package", RuntimeWarning)
     with _traced(options.trace):
-        _run(options)
+        if installed is None:
+            _run(options)
+        else:
+            return _exit_code(installed.load()())
     return 0
+
+
+def _installed(name: str) -> importlib.metadata.EntryPoint | None:
+    """The console script of this name in this environment, such as torchrun or pytest; None if there is none."""
+    found: Any = importlib.metadata.entry_points()
+    scripts = found.select(group="console_scripts") if hasattr(found, "select") else found.get("console_scripts", ())
+    return next((script for script in scripts if script.name == name), None)
+
+
+def _exit_code(returned: Any) -> int:
+    """What `sys.exit` makes of a console script's result."""
+    if returned is None or isinstance(returned, int):
+        return returned or 0
+    print(returned, file=sys.stderr)
+    return 1
+
+
+def _ranks(target: Sequence[str]) -> int | None:
+    """How many processes torchrun is asked to start on this machine; None if it is not said as a number, or the devices are."""
+    if os.environ.get("MOE_GRAPH_SIM_DEVICES"):
+        return None
+    for position, word in enumerate(target):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == "--nproc-per-node":
+            value = value if equals else "".join(target[position + 1 : position + 2])
+            return int(value) if value.isascii() and value.isdigit() else None
+    return None
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ MAX_DEVICES = 64
 SOC_VARIABLE = "MOE_GRAPH_SIM_SOC"
 DEVICES_VARIABLE = "MOE_GRAPH_SIM_DEVICES"
 REPORT_VARIABLE = "MOE_GRAPH_SIM_REPORT"
+DUMP_VARIABLE = "MOE_GRAPH_SIM_DUMP"
 
 _NO_CANN = (
     "Warning: ASCEND_HOME_PATH environment variable is not set.",
@@ -74,11 +75,15 @@ def start() -> bool:
 
 
 def _switch_on_by_environment() -> None:
-    """Faults on purpose and the report at exit; nothing is imported for them unless the environment asks."""
+    """Faults on purpose, dumps of graphs and the report at exit; nothing is imported for them unless the environment asks."""
     if any(name.startswith("MOE_GRAPH_SIM_FAULT_") for name in os.environ):
         from moe_graph.simulator import faults
 
         faults.from_environment()
+    if os.environ.get(DUMP_VARIABLE):
+        from moe_graph.simulator.graph_mode import dump
+
+        dump.into(os.environ[DUMP_VARIABLE])
     if os.environ.get(REPORT_VARIABLE, "0") not in ("", "0"):
         from moe_graph.simulator import report
 

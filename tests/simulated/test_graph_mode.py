@@ -314,7 +314,7 @@ def test_unknown_node_names_its_type_and_its_fx_source(monkeypatch):
     recipe = message.partition("in your program:\n")[2].splitlines()
     lines = textwrap.dedent("\n".join(recipe[:3]))
     lines = lines.replace("x: torch.Tensor, *, attribute: int = 0", "x1: torch.Tensor, x2: torch.Tensor")
-    exec(lines.replace("return ...", "return x1 * x2"), {"moe_graph": moe_graph, "torch": torch})
+    exec(lines.replace("return ...", "return x1 * x2"), {"moe_graph": moe_graph, "torch": torch, "__name__": "program"})
     torch._dynamo.reset()
     assert torch.compile(function, backend=backend())(torch.full((3,), 3.0).npu()).tolist() == [10, 10, 10]
 
