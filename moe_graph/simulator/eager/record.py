@@ -128,16 +128,33 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
             metas = [*metas[: operator.position], None, *metas[operator.position + 1 :]]
         elif "generator" in kwargs:
             kwargs = {**kwargs, "generator": None}
-    if not operator.overload._schema.returns:
+    schema = operator.overload._schema
+    if not schema.returns:
         return None  # it writes to tensors that it is given
-    for attempt in (operator.overload, operator.function):
+    try:
+        return operator.overload(*metas, **kwargs)
+    except NotImplementedError as error:
+        written = _written(schema, metas, kwargs)
+        if len(written) == len(schema.returns):
+            return written[0] if len(written) == 1 else tuple(written)
         try:
-            return attempt(*metas, **kwargs)
-        except NotImplementedError as error:
-            reason = error
-    raise NotImplementedError(
-        f"{operator.overload} cannot be captured: it has no fake implementation to tell the shapes of its results"
-    ) from reason
+            return operator.function(*metas, **kwargs)
+        except NotImplementedError:
+            raise NotImplementedError(
+                f"{operator.overload} cannot be captured: it has no fake implementation to tell the shapes of its results"
+            ) from error
+
+
+def _written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operator writes to, in the shapes that they have. torch_npu declares some as a plain list `out`."""
+    given = {**dict(zip([argument.name for argument in schema.arguments], metas)), **kwargs}
+    return [
+        value
+        for argument in schema.arguments
+        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name == "out"
+        for value in _flat([given.get(argument.name)])
+        if isinstance(value, Tensor)
+    ]
 
 
 class _Arguments:
