@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from moe_graph.dumps.diff import ChangedNode, Difference, diff
 from moe_graph.dumps.inspect import node_dict
 from moe_graph.dumps.model import Graph, Node
-from moe_graph.dumps.reading import read
+from moe_graph.dumps.reading import newest, original_of, read
 from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.summary import plain
 
@@ -27,11 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="What differs between two dumps of graphs, of any kinds. Nodes are matched by structure, not by name.",
         epilog="exit status: 0 the same, 1 different, 2 not readable",
     )
-    parser.add_argument("before", metavar="A", help="a dump of one graph")
-    parser.add_argument("after", metavar="B", help="a dump of one graph")
+    parser.add_argument(
+        "before",
+        metavar="A",
+        help="a dump of one graph; alone: a folder, whose last graph is compared, as it was lowered "
+        "with as it was optimized",
+    )
+    parser.add_argument("after", metavar="B", nargs="?", help="a dump of one graph")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     try:
+        if options.after is None:
+            options.before, options.after = _stages(options.before)
         before, after = _one(options.before), _one(options.after)
     except DumpError as error:
         print(error, file=sys.stderr)
@@ -43,6 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in lines(before, after, found):
             print(line.translate(_CONTROL))
     return DIFFER if found else SAME
+
+
+def _stages(folder: str) -> tuple[str, str]:
+    """The dumps of the folder's last graph, before and after torchair's optimizer."""
+    if not Path(folder).is_dir():
+        raise DumpError(f"{folder}: two dumps are compared, or the last graph of a folder; this is one, and no folder")
+    optimized = newest(folder)
+    original = original_of(optimized)
+    print(f"{original.name} -> {optimized.name}", file=sys.stderr)
+    return str(original), str(optimized)
 
 
 def _one(path: str) -> Graph:

@@ -14,7 +14,7 @@ from typing import Any
 
 from moe_graph.dumps import reading_signatures
 from moe_graph.dumps.model import Graph, Node
-from moe_graph.dumps.reading import files, read_file, share_sources
+from moe_graph.dumps.reading import files, newest, read_file, share_sources
 from moe_graph.dumps.reading_errors import DumpError
 from moe_graph.dumps.summary import plain, summarise, tensor_dict
 from moe_graph.foundation.output_path import output_path
@@ -36,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     wanted = {name: getattr(options, name) for name in PICTURES if getattr(options, name) is not None}
+    if wanted and graphs and len(options.dumps) == 1 and os.path.isdir(options.dumps[0]):
+        # Of a folder the picture is of the graph that was optimized last.
+        try:
+            graphs = share_sources([*read_file(newest(options.dumps[0])), *graphs])[:1]
+        except DumpError:
+            failed = True  # said above
     if wanted and len(graphs) != 1 and not failed:
         parser.error(
             f"{', '.join('--' + name for name in wanted)}: a picture is of one graph, got {len(graphs)}; name one dump"
@@ -97,7 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", metavar="TEXT", help="only nodes with TEXT in their source lines or their FX node")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     for name in PICTURES:
-        parser.add_argument(f"--{name}", type=output_path, metavar="FILE", help=f"write the graph to FILE as {name}")
+        parser.add_argument(
+            f"--{name}",
+            type=output_path,
+            metavar="FILE",
+            help=f"write the graph (a folder's: the one optimized last) to FILE as {name}",
+        )
     return parser
 
 

@@ -16,6 +16,8 @@ from moe_graph.dumps.reading_text import Message, parse
 DUMPS = ("dynamo_*.txt", "dynamo_*.pbtxt", "dynamo_*.py", "ge_onnx_*.pbtxt", "ge_proto_*.txt")
 _TORCHAIR_NAME = re.compile(r"dynamo_(original|optimized)_(.+?)(?:_rank_\d+(?:_pid_\d+)?(?:_ts_\d+)?)?$")
 
+_STAMP = re.compile(r"_ts_\d+$")
+
 
 def files(path: str | Path) -> list[Path]:
     """The dumps `path` stands for: itself, or those in the folder it is, by name. Raises DumpError if there are none."""
@@ -26,6 +28,38 @@ def files(path: str | Path) -> list[Path]:
     if not found:
         raise DumpError(f"{path}: no dumps in this folder (looked for {', '.join(DUMPS)})")
     return found
+
+
+def newest(folder: str | Path) -> Path:
+    """The dump in a folder that was written last: of an optimized graph, if there is one. Raises DumpError if there are none."""
+    found = files(folder)
+    optimized = [file for file in found if _stage(file) == "optimized"]
+    return max(optimized or found, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def original_of(optimized: Path) -> Path:
+    """The dump of the graph as it was lowered, beside that of the graph as torchair optimized it. Raises DumpError if there is none."""
+    match = _TORCHAIR_NAME.match(optimized.stem)
+    if match is None or match[1] != "optimized":
+        raise DumpError(
+            f"{optimized}: not torchair's dump of an optimized graph, so there is no original to compare with"
+        )
+    wanted = _STAMP.sub("", optimized.stem).replace("optimized", "original", 1)
+    beside = [
+        file
+        for file in files(optimized.parent)
+        if _STAMP.sub("", file.stem) == wanted and file.suffix == optimized.suffix
+    ]
+    if not beside:
+        raise DumpError(f"{optimized}: there is no {wanted}*{optimized.suffix} beside it")
+    # The original is written first; a program may be run again under the same process id.
+    before = [file for file in beside if file.stat().st_mtime_ns <= optimized.stat().st_mtime_ns]
+    return max(before or beside, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def _stage(file: Path) -> str:
+    match = _TORCHAIR_NAME.match(file.stem)
+    return match[1] if match else ""
 
 
 def read(path: str | Path) -> list[Graph]:

@@ -161,8 +161,8 @@ def test_control_characters_and_markup_of_a_dump_are_shown_not_obeyed(capsys, tm
 
 def test_a_picture_is_of_one_graph(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        run(capsys, DUMPS, "--svg", tmp_path / "x.svg")
-    assert stopped.value.code == 2 and "a picture is of one graph, got 6" in capsys.readouterr().err
+        run(capsys, TXT, TXT, "--svg", tmp_path / "x.svg")
+    assert stopped.value.code == 2 and "a picture is of one graph, got 2" in capsys.readouterr().err
 
 
 def test_a_picture_overwrites_no_dump(tmp_path, capsys):
