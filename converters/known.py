@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import sys
 import threading
 import warnings
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from moe_graph.converters import decisions
 from moe_graph.foundation import settings
 
 Arguments = dict[str, Any]
@@ -316,7 +316,7 @@ def tell(node: torch.fx.Node) -> None:
     for entry in entries or ():
         if not entry.applies(_arguments(node)):
             continue
-        line = _line(node)
+        line = decisions.line_of(node.stack_trace)
         message = (
             f"torchair lowers {node.target} to other numbers than PyTorch's{f' ({line})' if line else ''}: {entry.what}. "
             f"Remedy: {entry.remedy}. (MOE_GRAPH_TORCHAIR_NUMBERS=error or silent)"
@@ -341,12 +341,6 @@ def _arguments(node: torch.fx.Node) -> Arguments:
     return given
 
 
-def _line(node: torch.fx.Node) -> str:
-    """Where in the user's program the call stands: 'file, line N, in function: code'."""
-    frames = re.findall(r'File "(.*?)", line (\d+), in (\S+)\n\s*(.*)', node.stack_trace or "")
-    return '"{}", line {}, in {}: {}'.format(*frames[-1]) if frames else ""
-
-
 # ---- where torchair lowers ----
 
 
@@ -361,7 +355,8 @@ def install_if_loaded() -> None:
     def run_node(self: Any, node: torch.fx.Node) -> Any:
         if type(self._graph).__name__ == "GeConcreteGraph":  # other modes run the operators as they are
             tell(node)
-        return original(self, node)
+        with decisions.lowering(node):
+            return original(self, node)
 
     run_node._original = original  # type: ignore[attr-defined]
     lowering.run_node = run_node

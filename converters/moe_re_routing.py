@@ -19,10 +19,10 @@ import torch
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair.ge._ge_graph import DataType, Tensor
 
-from moe_graph.converters import ge_helpers
+from moe_graph.converters import decisions, ge_helpers
 from moe_graph.converters.ge_helpers import Carrier
 from moe_graph.foundation import contract, validation
-from moe_graph.foundation.product import Unsupported, current_product, unsupported
+from moe_graph.foundation.product import Product, Unsupported, current_product, unsupported
 
 # The named tuple serves GE tensors as well: only the names matter.
 _Outputs = contract.MoeReRoutingOutput
@@ -71,6 +71,7 @@ def convert_moe_re_routing(
     gathered = lacks.scales or (_are_e8m0_bytes(per_token_scales) and not hasattr(DataType, _E8M0))
     node_idx_type = contract.GATHER if lacks.scatter or gathered or not fits else idx_type
     node_scales = None if gathered else per_token_scales
+    decisions.tell("npu_moe_re_routing", product.name, _reasons(tokens.meta, product, lacks, fits, gathered))
     if fits:
         outputs = _re_routing(tokens, carrier, expert_token_num_per_rank, node_scales, node_idx_type)
     else:
@@ -85,6 +86,18 @@ def convert_moe_re_routing(
     if lacks.cumsum:
         outputs = outputs._replace(expert_token_num=ge_helpers.inclusive_sum(outputs.expert_token_num))
     return outputs
+
+
+def _reasons(tokens: torch.Tensor, product: Product, lacks: Unsupported, fits: bool, gathered: bool) -> list[str]:
+    """Why the call is more than one node."""
+    possible = {
+        f"its kernel has no {tokens.dtype} tokens, their bytes travel as another type": lacks.token_dtype,
+        f"H = {tokens.shape[1]} is not below its kernel's limit of {product.max_hidden}": not fits,
+        "its kernel has no such per_token_scales": gathered,
+        "its kernel has no scatter index (idx_type=1)": lacks.scatter,
+        "its kernel has no running sum (expert_token_num_type=0)": lacks.cumsum,
+    }
+    return [reason for reason, holds in possible.items() if holds]
 
 
 def _check_described_whole(tokens: torch.Tensor) -> None:
