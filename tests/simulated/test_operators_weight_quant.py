@@ -155,6 +155,20 @@ def test_grouped_matmul_swiglu_quant_of_int4():
     torch.testing.assert_close(found[1].cpu(), scale, rtol=1e-5, atol=0)
 
 
+def test_weights_in_the_shape_of_nz():
+    torch.manual_seed(9)
+    x, weight, groups = int8(4, 48), int8(2, 48, 64), torch.tensor([1, 4])
+    blocks = torch.empty(2, 2, 3, 16, 32, dtype=torch.int8)
+    for k in range(48):
+        for n in range(64):
+            blocks[:, n // 32, k // 16, k % 16, n % 32] = weight[:, k, n]
+    scales = [torch.rand(2, 64).npu(), torch.rand(4).npu()]
+    found, wanted = (
+        torch_npu.npu_grouped_matmul_swiglu_quant(x.npu(), w.npu(), groups.npu(), *scales) for w in (blocks, weight)
+    )
+    assert torch.equal(found[0].cpu(), wanted[0].cpu()) and torch.equal(found[1].cpu(), wanted[1].cpu())
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_grouped_matmul_finalize_routing(weights, shared):

@@ -13,8 +13,8 @@
     y [..., N2] like x; of int8 x float16 (output_dtype None) or bfloat16
 
 Sources: the operator's page in the torch_npu documentation; ops-transformer's kernel (ffn) for gelu, which is that of tanh, and for the
-halves. Products of int8 are exact, the rest float32, rounded once (int8: once more between); inner_precise changes nothing. Not served:
-weights of int4.
+halves. Products of int8 are exact, the rest float32, rounded once (int8: once more between): a device rounds what is between the products,
+and weights that were quantised, to half precision. inner_precise changes nothing. Not served: weights of int4.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from moe_graph.operators.quantization.int8 import check_values
 from moe_graph.operators.quantization.trans_quant_param import unpacked
 
 CUMSUM, COUNT = 0, 1
+_NZ_BLOCK = (16, 32)
 _MIDDLE = 8  # what the low four bits are moved by, to lie between -8 and 7
 
 
@@ -36,7 +37,11 @@ def segments(check: Checks, group_list: Tensor, kind: int, groups: int, rows: in
 
 
 def weights(check: Checks, name: str, weight: Tensor, depth: int) -> tuple[Tensor, bool]:
-    """(int8 [E, K, N], is it int4) of weights of int8, of int32 with eight int4 each, or of int4 as the engine carries it."""
+    """(int8 [E, K, N], is it int4) of weights of int8, of int32 with eight int4 each, or of int4 as the engine carries it.
+
+    Weights of int8 may come in the shape of the format NZ, too: [E, N / 32, K / 16, 16, 32]."""
+    if weight.dim() == 5 and weight.dtype == torch.int8 and weight.shape[-2:] == _NZ_BLOCK:
+        weight = weight.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
     if weight.dim() != 3:
         raise NotImplementedError(f"{name} must be of shape [E, K, N], got {tuple(weight.shape)}")
     check.dtype(name, weight, (torch.int8, torch.int32, torch.uint8))
