@@ -2,7 +2,7 @@
 
 In a page, alone on a line:
 
-    <!-- README.md: Use/Graph mode -->    the text of that section, its headings one level up for each level of the path
+    <!-- README.md: Install/Notebooks -->    the text of that section, its headings one level up for each level of the path
     <!-- README.md: -->                   what stands before the first section
     <!-- CHANGELOG.md -->                 the whole document
     <!-- commands -->                     the help of every command
@@ -81,7 +81,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def section(document: str, path: str) -> str:
-    """The text below a heading: "Use" of level 2, "Use/Graph mode" of level 3 in it; "" is what stands before the first section.
+    """The text below a heading: "Install" of level 2, "Install/Notebooks" of level 3 in it; "" is what stands before the first section.
 
     Raises KeyError with the heading that is not there.
     """
@@ -110,7 +110,7 @@ def _with_levels(document: str) -> Iterator[tuple[int, str]]:
 
 
 def _links_from_docs(text: str) -> str:
-    return text.replace("](docs/", "](")
+    return text.replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contributing.md")
 
 
 def commands() -> str:

@@ -1,4 +1,4 @@
-"""What is verified where: claims, and the tests that hold them. `python tests/verified_where.py` writes the table into README.md.
+"""What is verified where: claims, and the tests that hold them. `python tests/verified_where.py` writes the table of docs/verification.md.
 
 A cell is a test's name within its folder, "file::test". A claim without one is "not verified" there. No test runs on hardware yet: its
 column is filled by `python -m moe_graph verify` on a machine with an NPU, or by tests that run there.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "verification.md"
 BEGIN, END = "<!-- verified: begin -->", "<!-- verified: end -->"
 NOT_VERIFIED = "not verified"
 
@@ -152,6 +152,36 @@ CLAIMS = (
     Claim("a page opens 5,000 nodes in under 3 s, in Chromium", "test_dumps_pictures_page::test_opens_finds_and_shows"),
     Claim("the wheel installs and works", "test_wheel::test_the_operator_runs_from_the_installed_wheel"),
     Claim("a wrong line in the operator's core fails a test", "test_mutations::test_is_noticed"),
+    Claim(
+        "attention is float64's to the dtype's rounding: prompts, decoding, paged caches, sparse and latent forms, gradients",
+        "test_attention_infer::test_layouts_modes_lengths_rope_and_lse",
+        "test_attention_infer::test_latent_attention_of_a_paged_cache",
+    ),
+    Claim(
+        "half types are computed in float32 and rounded once; eager and graph agree bit by bit",
+        "test_rounding::test_rounded_once",
+        "test_rounding::test_eager_and_graph_agree_bit_by_bit",
+    ),
+    Claim(
+        "what a fake implementation says is what the kernel gives, and torch_npu's own stay in force",
+        None,
+        "test_fakes::test_every_operator",
+    ),
+    Claim(
+        "a replay of a captured graph is eager's result, bit by bit",
+        None,
+        "test_capture::test_a_whole_training_step_is_eager_bit_by_bit",
+    ),
+    Claim(
+        "what a capture must not do is an error, and the next capture works",
+        None,
+        "test_capture::test_what_a_capture_must_not_do_fails_and_the_next_one_works",
+    ),
+    Claim(
+        "collectives in GE graphs give what the ranks hold",
+        None,
+        "test_graph_collectives::test_each_collective_gives_what_the_ranks_hold",
+    ),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
 )
 
@@ -175,19 +205,19 @@ def table() -> str:
 
 
 def between_markers(text: str) -> str | None:
-    """What stands between the markers of a README, None if they are missing."""
+    """What stands between the markers of the page, None if they are missing."""
     _, begin, rest = text.partition(BEGIN)
     inside, end, _ = rest.partition(END)
     return inside.strip() if begin and end else None
 
 
 def written(text: str) -> str:
-    """The README with the table between its markers."""
+    """The page with the table between its markers."""
     if between_markers(text) is None:
-        raise SystemExit(f"{README.name} must have the markers {BEGIN} and {END}")
+        raise SystemExit(f"{PAGE.name} must have the markers {BEGIN} and {END}")
     head, _, rest = text.partition(BEGIN)
     return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    PAGE.write_text(written(PAGE.read_text()))

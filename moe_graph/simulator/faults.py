@@ -1,4 +1,4 @@
-"""Faults on purpose, so that a program's handling of errors can be tested: a context manager each, or the environment.
+"""Fault injection, so that a program's handling of errors can be tested: a context manager each, or the environment.
 
     memory_limit        torch_npu's own out-of-memory error       MOE_GRAPH_SIM_MEMORY_GB=0.5
     failing_kernel      the launch of an operator fails           MOE_GRAPH_SIM_FAULT_KERNEL=aten::mm

@@ -1,10 +1,12 @@
-"""The README's snippets for any machine run."""
+"""The snippets of README and docs for any machine run."""
 
 import pytest
 
 import readme
 
+SNIPPETS = readme.snippets(on_device=False)
 
-@pytest.mark.parametrize("code", readme.snippets(on_device=False), ids=lambda code: code.splitlines()[0])
+
+@pytest.mark.parametrize("code", SNIPPETS.values(), ids=SNIPPETS)
 def test_snippet(code):
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(code, "snippet", "exec"), {"__name__": "__main__"})

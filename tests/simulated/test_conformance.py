@@ -11,7 +11,7 @@ import pytest
 
 from moe_graph.conformance import known
 
-# Counted with torch 2.13.0 and torch_npu 2.13.0; the README cites them. Fewer that agree, or more that fail, are an error.
+# Counted with torch 2.13.0 and torch_npu 2.13.0; docs/engine.md cites them. Fewer that agree, or more that fail, are an error.
 AGREE, REFUSED, FAILED = 773, 22, 16
 
 

@@ -1,4 +1,4 @@
-"""The README's snippets for an NPU run on the simulated device, started as the README says."""
+"""The snippets of README and docs for an NPU run on the simulated device, started as the README says."""
 
 import subprocess
 import sys
@@ -7,8 +7,10 @@ import pytest
 
 import readme
 
+SNIPPETS = readme.snippets(on_device=True)
 
-@pytest.mark.parametrize("code", readme.snippets(on_device=True), ids=lambda code: code.splitlines()[0])
+
+@pytest.mark.parametrize("code", SNIPPETS.values(), ids=SNIPPETS)
 def test_snippet(code, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(code)

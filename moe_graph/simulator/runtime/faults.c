@@ -1,4 +1,4 @@
-/* Faults on purpose: what faults.py switches on. An error that a kernel leaves behind surfaces when a device or stream is waited for. */
+/* Fault injection: what faults.py switches on. An error that a kernel leaves behind surfaces when a device or stream is waited for. */
 #define _GNU_SOURCE
 #include "sim.h"
 
