@@ -75,11 +75,7 @@ def start() -> bool:
 
 
 def _switch_on_by_environment() -> None:
-<<<<<<< HEAD
-    """Faults on purpose, dumps of graphs and the report at exit; nothing is imported for them unless the environment asks."""
-=======
-    """Fault injection and the report at exit; nothing is imported for them unless the environment asks."""
->>>>>>> eb6f3f6 (README in three minutes: what it is for, two commands, three examples, what works; the rest are pages of docs, whose snippets run as tests)
+    """Fault injection, dumps of graphs and the report at exit; nothing is imported for them unless the environment asks."""
     if any(name.startswith("MOE_GRAPH_SIM_FAULT_") for name in os.environ):
         from moe_graph.simulator import faults
 
