@@ -61,24 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the target. Its exit code and exceptions are Python's own; 1 if the device cannot start, 2 if there is no script."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if not options.target:
-        parser.error("a SCRIPT, or -m MODULE, is required")
+    options = before_torch(argv)
     installed = None if options.module or os.path.exists(options.target[0]) else _installed(options.target[0])
     if not options.module and options.target[0] != "-" and not os.path.exists(options.target[0]) and installed is None:
         print(f"moe_graph: there is no file {options.target[0]!r} to run", file=sys.stderr)
         return 2
-    if options.soc is not None:
-        os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
-    devices = options.devices if options.devices is not None else _ranks(options.target)
-    if devices is not None:
-        os.environ["MOE_GRAPH_SIM_DEVICES"] = str(devices)
-    if options.dump is not None:
-        os.makedirs(options.dump, exist_ok=True)
-        os.environ["MOE_GRAPH_SIM_DUMP"] = os.path.abspath(options.dump)
-    if options.report:
-        os.environ["MOE_GRAPH_SIM_REPORT"] = "1"
     if not _start(options.quiet):
         return 1
     _start_in_children()
@@ -93,6 +80,25 @@ def main(argv: Sequence[str]) -> int:
         else:
             return _exit_code(installed.load()())
     return 0
+
+
+def before_torch(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, said in the environment: where the switch is on, or in a child of such a process, torch's import starts the device."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not options.target:
+        parser.error("a SCRIPT, or -m MODULE, is required")
+    if options.soc is not None:
+        os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
+    devices = options.devices if options.devices is not None else _ranks(options.target)
+    if devices is not None:
+        os.environ["MOE_GRAPH_SIM_DEVICES"] = str(devices)
+    if options.dump is not None:
+        os.makedirs(options.dump, exist_ok=True)
+        os.environ["MOE_GRAPH_SIM_DUMP"] = os.path.abspath(options.dump)
+    if options.report:
+        os.environ["MOE_GRAPH_SIM_REPORT"] = "1"
+    return options
 
 
 def _installed(name: str) -> importlib.metadata.EntryPoint | None:

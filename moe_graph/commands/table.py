@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = parser.parse_args(argv[:1]).command
     if needs_torch(argv):
+        before_torch(argv)
         _whole()
     function = importlib.import_module(COMMANDS[command].module).main
     if command == "run":
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def needs_torch(argv: Sequence[str]) -> bool:
     """Must `import moe_graph` have been done for this? Not for the help of a command, nor for those that only read files."""
     return bool(argv) and argv[0] in COMMANDS and COMMANDS[argv[0]].registers and argv[1:2] not in (["-h"], ["--help"])
+
+
+def before_torch(argv: Sequence[str]) -> None:
+    """What a command does before torch is imported: its module's `before_torch(argv)`. Only `run` has one."""
+    if argv[0] == "run":
+        importlib.import_module(COMMANDS["run"].module).before_torch(argv[1:])
 
 
 def _whole() -> None:

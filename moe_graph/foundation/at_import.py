@@ -25,3 +25,4 @@ if arguments is not None:
     table = importlib.import_module("moe_graph.commands.table")
     if not table.needs_torch(arguments):
         sys.exit(table.main(arguments))
+    table.before_torch(arguments)

@@ -95,7 +95,9 @@ def test_model_and_inputs_are_left_alone(lower):
 def test_change_of_the_graph_fails(lower, tmp_path, monkeypatch):
     file = tmp_path / "graphs" / "model.txt"
     graph = lower(Model(), *inputs(10)).graph
-    with pytest.raises(AssertionError, match="does not exist: run once with MOE_GRAPH_UPDATE_GRAPHS=1"):
+    with pytest.raises(
+        AssertionError, match="does not exist: pytest --npu-graphs-update, or MOE_GRAPH_UPDATE_GRAPHS=1"
+    ):
         testing.assert_unchanged(graph, file)
     monkeypatch.setenv(testing.UPDATE, "1")
     testing.assert_unchanged(graph, file)
