@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from configurations import Model
@@ -32,7 +33,7 @@ def write(model: Model, folder: Path) -> torch.nn.Module:
     """A random checkpoint of the model in the folder, and the model itself in float32: its weights are bfloat16 numbers."""
     configuration = getattr(transformers, model.architecture[0])(**model.sizes)
     configuration._attn_implementation = "eager"
-    torch.manual_seed(0)
+    torch.manual_seed(model.seed)
     made = getattr(transformers, model.architecture[1])(configuration).to(torch.bfloat16).eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -43,19 +44,35 @@ def write(model: Model, folder: Path) -> torch.nn.Module:
             else:
                 parameter.normal_(0, 0.1)
     made.save_pretrained(folder)
+    if model.further:
+        _add_weights(model, folder / "model.safetensors")
     _with_the_older_names(folder / "config.json")
     tokenizer(folder, model.sizes["vocab_size"])
     (folder / "default_prompt.json").write_text(json.dumps({"text": PROMPTS}))
     return made.float()
 
 
+def _add_weights(model: Model, path: Path) -> None:
+    """The weights that transformers' model has not, random, added to those of each layer in the file."""
+    tensors = load_file(path)
+    for layer in range(model.sizes["num_hidden_layers"]):
+        for name, shape in model.further.items():
+            random = torch.randn(shape) * 0.6 / shape[-1] ** 0.5 if len(shape) > 1 else torch.rand(shape) + 0.5
+            tensors[f"model.layers.{layer}.{name}"] = random.to(torch.bfloat16)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def _with_the_older_names(path: Path) -> None:
-    """rope_theta and rope_scaling beside rope_parameters, as the published checkpoints have them: some of the public code reads these."""
+    """rope_theta and rope_scaling beside rope_parameters, and num_layers in place of num_hidden_layers where there are both, as the
+    published checkpoints have them: some of the public code reads these."""
     written = json.loads(path.read_text())
     rope = dict(written["rope_parameters"])
     written["rope_theta"] = rope.pop("rope_theta")
     if rope["rope_type"] != "default":
+        written["rope_parameters"]["type"] = rope["rope_type"]
         written["rope_scaling"] = dict(rope, type=rope["rope_type"])
+    if "num_layers" in written:
+        written.pop("num_hidden_layers", None)
     path.write_text(json.dumps(written, indent=1))
 
 

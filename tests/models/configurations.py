@@ -12,11 +12,56 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _YARN = dict(factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=4096)
 
 
+_MLA = dict(
+    hidden_size=128,
+    intermediate_size=128,
+    moe_intermediate_size=64,
+    num_hidden_layers=3,
+    num_nextn_predict_layers=0,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    n_shared_experts=1,
+    n_routed_experts=16,
+    kv_lora_rank=512,
+    q_lora_rank=256,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+    qk_nope_head_dim=128,
+    num_experts_per_tok=4,
+    first_k_dense_replace=1,
+    routed_scaling_factor=2.5,
+    max_position_embeddings=256,
+    topk_method="noaux_tc",
+    scoring_func="sigmoid",
+    norm_topk_prob=True,
+)
+_MLA_YARN = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=40.0,
+    beta_fast=32,
+    beta_slow=1,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+    original_max_position_embeddings=4096,
+)
+
+
+def _indexer(heads: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """The weights of the indexer in a layer."""
+    shapes = {"wq_b.weight": (heads * 128, rank), "wk.weight": (128, 128), "weights_proj.weight": (heads, 128)}
+    shapes.update({"k_norm.weight": (128,), "k_norm.bias": (128,)})
+    return {f"self_attn.indexer.{name}": shape for name, shape in shapes.items()}
+
+
 @dataclass(frozen=True)
 class Model:
     """A tiny model. `executor`: its name in the public repository; `architecture`: the configuration class of transformers and its model's;
     `ranks`: the numbers of ranks that the repository runs it on; `modes`: what its configurations offer; `limit`: of the difference of
-    logits from transformers, as a part of the largest one."""
+    logits from transformers, as a part of the largest one; `further`: weights of each layer that transformers' model has not, name and
+    shape. deepseek_v3_2_exp and glm_5 have an indexer that chooses more keys than there are: their attention is that of deepseek_v3.
+    `seed`: of the random weights; one with which no choice of an expert hangs on the rounding to bfloat16 (transformers' own model in
+    bfloat16 is then within 0.01 of that in float32)."""
 
     executor: str
     architecture: tuple[str, str]
@@ -25,6 +70,8 @@ class Model:
     modes: tuple[str, ...]
     yaml: dict[str, Any] = field(default_factory=dict)
     limit: float = 0.02
+    further: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
 
 
 def _tensor_parallel(world: int) -> dict[str, Any]:
@@ -99,43 +146,102 @@ MODELS = {
         ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
         dict(
             _TOKENS,
+            **_MLA,
+            n_group=4,
+            topk_group=2,
+            rope_parameters=_MLA_YARN,
+        ),
+        (2,),
+        ("eager", "ge_graph", "npugraph_ex"),
+        dict(model_config=dict(custom_params=dict(enable_mla_prolog=False, enable_multi_streams=False))),
+    ),
+    "kimi_k2_thinking": Model(
+        "kimi_k2_thinking",
+        ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        dict(_TOKENS, **_MLA, n_group=1, topk_group=1, rope_parameters=_MLA_YARN),
+        (2,),
+        ("eager", "ge_graph", "npugraph_ex"),
+        dict(model_config=dict(custom_params=dict(enable_mla_prolog=True, enable_multi_streams=False))),
+        seed=2,
+    ),
+    "deepseek_v3_2_exp": Model(
+        "deepseek_v3_2_exp",
+        ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        dict(
+            _TOKENS,
+            **{**_MLA, "q_lora_rank": 1536},  # its configuration takes no other
+            n_group=4,
+            topk_group=2,
+            rope_parameters=_MLA_YARN,
+            index_topk=2048,
+            index_head_dim=128,
+            index_n_heads=64,
+        ),
+        (2,),
+        ("eager", "ge_graph", "npugraph_ex"),
+        dict(model_config=dict(custom_params=dict(enable_multi_streams=False, enable_offload=False))),
+        further=_indexer(64, 1536),
+    ),
+    "glm_5": Model(
+        "glm_5",
+        ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        dict(
+            _TOKENS,
+            **_MLA,
+            n_group=1,
+            topk_group=1,
+            rope_parameters=_ROPE,
+            mlp_layer_types=["dense", "sparse", "sparse"],
+            moe_layer_freq=1,
+            index_topk=2048,
+            index_head_dim=128,
+            index_n_heads=32,
+        ),
+        (2,),
+        ("eager", "ge_graph", "npugraph_ex"),
+        dict(model_config=dict(custom_params=dict(enable_multi_streams=False, moe_chunk_max_len=65536))),
+        further=_indexer(32, 256),
+        seed=17,
+    ),
+    "longcat_flash": Model(
+        "longcat_flash",
+        ("LongcatFlashConfig", "LongcatFlashForCausalLM"),
+        dict(
+            _TOKENS,
             hidden_size=128,
-            intermediate_size=128,
-            moe_intermediate_size=64,
-            num_hidden_layers=3,
-            num_nextn_predict_layers=0,
+            ffn_hidden_size=128,
+            expert_ffn_hidden_size=64,
+            num_layers=2,
+            num_hidden_layers=4,
             num_attention_heads=4,
-            num_key_value_heads=4,
-            n_shared_experts=1,
             n_routed_experts=16,
+            zero_expert_num=8,
+            zero_expert_type="identity",
+            moe_topk=4,
+            routed_scaling_factor=1.0,
             kv_lora_rank=512,
             q_lora_rank=256,
             qk_rope_head_dim=64,
             v_head_dim=128,
             qk_nope_head_dim=128,
-            n_group=4,
-            topk_group=2,
-            num_experts_per_tok=4,
-            first_k_dense_replace=1,
-            routed_scaling_factor=2.5,
+            num_nextn_predict_layers=0,
             max_position_embeddings=256,
-            topk_method="noaux_tc",
-            scoring_func="sigmoid",
-            norm_topk_prob=True,
-            rope_parameters=dict(
-                rope_type="yarn",
-                rope_theta=10000.0,
-                factor=40.0,
-                beta_fast=32,
-                beta_slow=1,
-                mscale=1.0,
-                mscale_all_dim=1.0,
-                original_max_position_embeddings=4096,
-            ),
+            rope_parameters=_ROPE,
         ),
         (2,),
         ("eager", "ge_graph", "npugraph_ex"),
-        dict(model_config=dict(custom_params=dict(enable_mla_prolog=False, enable_multi_streams=False))),
+        dict(
+            model_config=dict(
+                custom_params=dict(
+                    enable_mla_prolog=True,
+                    enable_multi_streams=0,
+                    enable_prefetch=False,
+                    enable_superkernel=False,
+                    moe_chunk_max_len=1024,
+                )
+            )
+        ),
+        seed=5,
     ),
 }
 
