@@ -96,9 +96,9 @@ for _ in range(2):
     except RuntimeError as error:
         print("must be A = 8, got 7" in str(error))
     try:
-        torch_npu.npu_deep_norm(x, x, x, x)
+        torch.ops.npu.attention_worker_scheduler(x)
     except NotImplementedError as error:
-        print("npu_deep_norm" in str(error))
+        print("attention_worker_scheduler" in str(error))
 print(os.environ.get("TASK_QUEUE_ENABLE"))
 """
 
