@@ -282,6 +282,14 @@ KNOWN = (
         "ops-math, conversion/assign",
         "NetOutput(b, a), to be written into a and b, or Assign(a, b) and Assign(b, a): in the order in which they stand b keeps its value",
     ),
+    Known(
+        ("npu.npu_fusion_attention.default",),
+        lambda arguments: arguments["pse"] is not None or arguments.get("sink") is not None,
+        "attention without pse and without sink",
+        "call it outside of the compiled graph, or capture it (mode npugraph_ex)",
+        "torchair's converter of npu_fusion_attention; ops-transformer, attention/flash_attention_score",
+        "FlashAttentionScore(query, key, value) with real_shift left out, and no input for sink",
+    ),
 )
 _BY_OPERATOR = {operator: [k for k in KNOWN if operator in k.operators] for k in KNOWN for operator in k.operators}
 

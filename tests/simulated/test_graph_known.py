@@ -19,6 +19,7 @@ import moe_graph
 from moe_graph.converters import known
 from moe_graph.engine import KernelError
 from moe_graph.foundation import settings
+from versions import need_torch
 
 F = torch.nn.functional
 MASKED = torch.tensor([[0.5, 1.0, 2.0], [-torch.inf] * 3])
@@ -316,3 +317,21 @@ def test_the_environment_is_a_switch(how, monkeypatch):
             fresh.torchair_numbers_are()
     else:
         assert fresh.torchair_numbers_are() == how
+
+
+def test_attention_without_its_bias_is_told(lowered):
+    """torchair's converter leaves pse out: what comes out is the attention without it."""
+    need_torch(2, 13)
+    query = torch.randn(1, 2, 4, 16, generator=torch.Generator().manual_seed(1)).half()
+    pse = torch.linspace(-90, 90, 32).reshape(1, 2, 4, 4).half()
+
+    def attend(query, pse):
+        return torch.ops.npu.npu_fusion_attention(query, query, query, 2, "BNSD", pse=pse, scale=0.25)[0]
+
+    got, told = run(attend, query, pse)
+    (message,) = told
+    assert "npu.npu_fusion_attention.default" in message and "without pse" in message
+    assert "FlashAttentionScore" in lowered[-1].node_types
+    without = torch.softmax(query.float() @ query.float().mT * 0.25, -1) @ query.float()
+    torch.testing.assert_close(got.float(), without, rtol=2e-3, atol=2e-3)
+    assert not torch.allclose(attend(query.npu(), pse.npu()).cpu().float(), without, rtol=0, atol=0.05)
