@@ -62,6 +62,7 @@ def start() -> bool:
         from moe_graph.simulator.communication import group as communication
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
+        from moe_graph.simulator.graph_mode import host_inputs
         from moe_graph.simulator.runtime import captured
 
         eager.install()
@@ -70,6 +71,7 @@ def start() -> bool:
         library.keep(libraries[0])
         settings.computes_on_host("npu")
         captured.install(libraries[0])
+        host_inputs.install()
         _switch_on_by_environment()
         return True
 

@@ -19,15 +19,7 @@ from configurations import MODELS
 
 DRIVER = Path(__file__).with_name("public_model.py")
 TOKENS = 9  # of the prefill and 8 decode steps
-# An open fault of the simulated device: after the first replay the heap of a rank is damaged (malloc aborts, or a segfault).
-CORRUPTS = pytest.mark.xfail(reason="a captured decode on 2 ranks damages the heap: open fault", strict=False)
-FAULTS = {("kimi_k2_thinking", "npugraph_ex"): CORRUPTS}
-CASES = [
-    pytest.param(name, ranks, mode, marks=FAULTS.get((name, mode), ()))
-    for name, model in MODELS.items()
-    for ranks in model.ranks
-    for mode in model.modes
-]
+CASES = [(name, ranks, mode) for name, model in MODELS.items() for ranks in model.ranks for mode in model.modes]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import threading
 import pytest
 import torch
 
+from versions import need_torch
+
 
 def captured(function, **options):
     """(graph, what `function` returned under the capture)"""
@@ -423,3 +425,25 @@ def test_an_operator_without_a_fake_implementation_is_named():
     graph, (values, indices) = captured(lambda: x.cummax(0))
     graph.replay()
     assert values.cpu().tolist() == [[1, 1], [1, 1]] and indices.dtype == torch.int64
+
+
+def test_an_input_on_the_host_outlives_the_capture():
+    """torchair writes each call's inputs into those of the capture, which it has let go: the memory must not be another's by then."""
+    need_torch(2, 13)
+    import torchair
+
+    torch._dynamo.reset()
+    config = torchair.CompilerConfig()
+    config.mode = "reduce-overhead"
+    compiled = torch.compile(
+        lambda x, host, other: (x + 1, host * 2, other * 2),
+        backend=torchair.get_npu_backend(compiler_config=config),
+        dynamic=False,
+    )
+    x = torch.ones(4, device="npu")
+    compiled(x, torch.full((1000,), 1), torch.full((1000,), 1))
+    theirs = [torch.full((1000,), 7) for _ in range(20)]  # takes the memory of the inputs, if they are freed
+    for value in range(3):
+        host, other = torch.full((1000,), value), torch.full((1000,), value)
+        assert compiled(x, host, other)[0].tolist() == [2] * 4
+    assert all(bool((tensor == 7).all()) for tensor in theirs)
