@@ -35,15 +35,10 @@ def fast_gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return vjp(fast_gelu, (x.float(),), grad.float())[0].to(x.dtype)
 
 
-def _ge_fast_gelu_grad(dy: Tensor, x: Tensor) -> Tensor:
-    """GE FastGeluGrad."""
-    return fast_gelu_backward(dy, x)
-
-
 OPERATOR = of_torch_npu("npu_gelu", gelu)
 BACKWARD_OPERATOR = of_torch_npu("npu_gelu_backward", gelu_backward)
 FAST_OPERATOR = of_torch_npu("npu_fast_gelu", fast_gelu, ge=[GeKernel("FastGelu", renamed(fast_gelu))])
 FAST_OPERATOR_OLD_NAME = of_torch_npu("fast_gelu", fast_gelu)
 FAST_BACKWARD_OPERATOR = of_torch_npu(
-    "npu_fast_gelu_backward", fast_gelu_backward, ge=[GeKernel("FastGeluGrad", _ge_fast_gelu_grad)]
+    "npu_fast_gelu_backward", fast_gelu_backward, ge=[GeKernel("FastGeluGrad", renamed(fast_gelu_backward, dy="grad"))]
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 
 _check = Checks("npu_swiglu")
 _check_backward = Checks("npu_swiglu_backward")
@@ -69,27 +69,17 @@ def swiglu_backward(grad_output: Tensor, x: Tensor, dim: int = -1) -> Tensor:
     return torch.cat((grad * right * (gate + swish * (1 - gate)), grad * swish), dim).to(x.dtype)
 
 
-def _ge_swi_glu(x: Tensor, *, dim: int = -1) -> Tensor:
-    """GE SwiGlu: the swish of the first half of x along dim times the second half."""
-    return swiglu(x, dim)
-
-
-def _ge_swi_glu_grad(y_grad: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
-    """GE SwiGluGrad: gradient of SwiGlu at x."""
-    return swiglu_backward(y_grad, x, dim)
-
-
 OPERATOR = declare(
     "npu_swiglu(Tensor input, int dim=-1) -> Tensor",
     fake=fake,
     fallback=swiglu,
     differentiable=True,
-    ge=[GeKernel("SwiGlu", _ge_swi_glu)],
+    ge=[GeKernel("SwiGlu", renamed(swiglu))],
 )
 BACKWARD_OPERATOR = declare(
     "npu_swiglu_backward(Tensor grad_output, Tensor input, int dim=-1) -> Tensor",
     fake=fake_backward,
     fallback=swiglu_backward,
     differentiable=True,
-    ge=[GeKernel("SwiGluGrad", _ge_swi_glu_grad)],
+    ge=[GeKernel("SwiGluGrad", renamed(swiglu_backward, y_grad="grad_output"))],
 )

@@ -21,7 +21,7 @@ from moe_graph.operators.attention.sparse import ANY, sides, whole_range
 from moe_graph.operators.attention.sparse_flash_attention import LATENT, attend_chosen, chosen_keys
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 
 _check = Checks("npu_kv_quant_sparse_flash_attention")
 _FLOATS = (torch.float16, torch.bfloat16)
@@ -98,64 +98,14 @@ def _dequantized(cache: Tensor, width: int, rope: int, tile: int, dtype: torch.d
     return scaled.to(dtype).float(), ropes.view(dtype).float()
 
 
-def _ge_kv_quant_sparse_flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sparse_indices: Tensor,
-    key_dequant_scale: Tensor | None = None,
-    value_dequant_scale: Tensor | None = None,
-    block_table: Tensor | None = None,
-    actual_seq_lengths_query: Tensor | None = None,
-    actual_seq_lengths_kv: Tensor | None = None,
-    sinks: Tensor | None = None,
-    *,
-    scale_value: float,
-    key_quant_mode: int,
-    value_quant_mode: int,
-    sparse_block_size: int = 1,
-    layout_query: str = "BSND",
-    layout_kv: str = "BSND",
-    sparse_mode: int = 3,
-    pre_tokens: int = ANY,
-    next_tokens: int = ANY,
-    attention_mode: int = 0,
-    quant_scale_repo_mode: int = 1,
-    tile_size: int = 128,
-    rope_head_dim: int = 64,
-) -> Tensor:
-    """GE KvQuantSparseFlashAttention."""
-    return kv_quant_sparse_flash_attention(
-        query,
-        key,
-        value,
-        sparse_indices,
-        scale_value,
-        key_quant_mode,
-        value_quant_mode,
-        key_dequant_scale=key_dequant_scale,
-        value_dequant_scale=value_dequant_scale,
-        block_table=block_table,
-        actual_seq_lengths_query=actual_seq_lengths_query,
-        actual_seq_lengths_kv=actual_seq_lengths_kv,
-        sparse_block_size=sparse_block_size,
-        layout_query=layout_query,
-        layout_kv=layout_kv,
-        sparse_mode=sparse_mode,
-        pre_tokens=pre_tokens,
-        next_tokens=next_tokens,
-        attention_mode=attention_mode,
-        quant_scale_repo_mode=quant_scale_repo_mode,
-        tile_size=tile_size,
-        rope_head_dim=rope_head_dim,
-        sinks=sinks,
-    )
-
-
 OPERATOR = of_torch_npu(
     "npu_kv_quant_sparse_flash_attention",
     kv_quant_sparse_flash_attention,
     ge=[
-        GeKernel("KvQuantSparseFlashAttention", _ge_kv_quant_sparse_flash_attention, outputs=("attention_out",)),
+        GeKernel(
+            "KvQuantSparseFlashAttention",
+            renamed(kv_quant_sparse_flash_attention, without=("key_dtype", "value_dtype")),
+            outputs=("attention_out",),
+        ),
     ],
 )

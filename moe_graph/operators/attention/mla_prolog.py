@@ -30,7 +30,7 @@ from moe_graph.operators.attention.mla_prolog_compute import Scales, Weights, pr
 from moe_graph.operators.cache.kv_rmsnorm_rope_cache import slots_of_blocks
 from moe_graph.operators.cache.pages import write
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, with_results
+from moe_graph.operators.ge import GeKernel, renamed, with_results
 
 CACHE_MODES = ("PA_BSND", "PA_NZ", "PA_BLK_BSND", "PA_BLK_NZ", "BSND", "TND")
 
@@ -165,7 +165,17 @@ def mla_prolog_v2(
     cache_index: Tensor,
     kv_cache: Tensor,
     kr_cache: Tensor,
-    **options: Any,
+    *,
+    dequant_scale_x: Tensor | None = None,
+    dequant_scale_w_dq: Tensor | None = None,
+    dequant_scale_w_uq_qr: Tensor | None = None,
+    dequant_scale_w_dkv_kr: Tensor | None = None,
+    quant_scale_ckv: Tensor | None = None,
+    quant_scale_ckr: Tensor | None = None,
+    smooth_scales_cq: Tensor | None = None,
+    rmsnorm_epsilon_cq: float = 1e-5,
+    rmsnorm_epsilon_ckv: float = 1e-5,
+    cache_mode: str = "PA_BSND",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """query, query_rope, the caches, written in place, and dequant_scale_q_nope [T, N, 1]; [1] where the query is not quantised."""
     weights_int8 = weight_dq.dtype == torch.int8, weight_uq_qr.dtype == torch.int8
@@ -184,14 +194,18 @@ def mla_prolog_v2(
         cache_index=cache_index,
         weight_quant_mode={(False, False): 0, (False, True): 1, (True, True): 2}.get(weights_int8, -1),
         kv_cache_quant_mode=0 if kv_cache.dtype != torch.int8 else 1 if kr_cache.dtype != torch.int8 else 2,
-        **options,
+        dequant_scale_x=dequant_scale_x,
+        dequant_scale_w_dq=dequant_scale_w_dq,
+        dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
+        dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
+        quant_scale_ckv=quant_scale_ckv,
+        quant_scale_ckr=quant_scale_ckr,
+        smooth_scales_cq=smooth_scales_cq,
+        rmsnorm_epsilon_cq=rmsnorm_epsilon_cq,
+        rmsnorm_epsilon_ckv=rmsnorm_epsilon_ckv,
+        cache_mode=cache_mode,
     )
     return query, query_rope, kv_cache, kr_cache, scale if scale.numel() else torch.zeros(1)
-
-
-def mla_prolog(*args: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query, query_rope and the caches, written in place."""
-    return mla_prolog_v2(*args, **options)[:4]
 
 
 def mla_prolog_v3_functional(
@@ -214,141 +228,23 @@ def mla_prolog_v3_functional(
     return *mla_prolog_v3(*arguments, rope_sin, rope_cos, *caches, **options), *caches
 
 
-def _ge_mla_prolog_v2(
-    token_x: Tensor,
-    weight_dq: Tensor,
-    weight_uq_qr: Tensor,
-    weight_uk: Tensor,
-    weight_dkv_kr: Tensor,
-    rmsnorm_gamma_cq: Tensor,
-    rmsnorm_gamma_ckv: Tensor,
-    rope_sin: Tensor,
-    rope_cos: Tensor,
-    cache_index: Tensor,
-    kv_cache: Tensor,
-    kr_cache: Tensor,
-    dequant_scale_x: Tensor | None = None,
-    dequant_scale_w_dq: Tensor | None = None,
-    dequant_scale_w_uq_qr: Tensor | None = None,
-    dequant_scale_w_dkv_kr: Tensor | None = None,
-    quant_scale_ckv: Tensor | None = None,
-    quant_scale_ckr: Tensor | None = None,
-    smooth_scales_cq: Tensor | None = None,
-    *,
-    rmsnorm_epsilon_cq: float = 1e-5,
-    rmsnorm_epsilon_ckv: float = 1e-5,
-    cache_mode: str = "PA_BSND",
-) -> tuple[Tensor, ...]:
-    return mla_prolog_v2(
-        token_x,
-        weight_dq,
-        weight_uq_qr,
-        weight_uk,
-        weight_dkv_kr,
-        rmsnorm_gamma_cq,
-        rmsnorm_gamma_ckv,
-        rope_sin,
-        rope_cos,
-        cache_index,
-        kv_cache,
-        kr_cache,
-        dequant_scale_x=dequant_scale_x,
-        dequant_scale_w_dq=dequant_scale_w_dq,
-        dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
-        dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
-        quant_scale_ckv=quant_scale_ckv,
-        quant_scale_ckr=quant_scale_ckr,
-        smooth_scales_cq=smooth_scales_cq,
-        rmsnorm_epsilon_cq=rmsnorm_epsilon_cq,
-        rmsnorm_epsilon_ckv=rmsnorm_epsilon_ckv,
-        cache_mode=cache_mode,
-    )
-
-
-def _ge_mla_prolog_v3(
-    token_x: Tensor,
-    weight_dq: Tensor,
-    weight_uq_qr: Tensor,
-    weight_uk: Tensor,
-    weight_dkv_kr: Tensor,
-    rmsnorm_gamma_cq: Tensor,
-    rmsnorm_gamma_ckv: Tensor,
-    rope_sin: Tensor,
-    rope_cos: Tensor,
-    kv_cache: Tensor,
-    kr_cache: Tensor,
-    cache_index: Tensor | None = None,
-    dequant_scale_x: Tensor | None = None,
-    dequant_scale_w_dq: Tensor | None = None,
-    dequant_scale_w_uq_qr: Tensor | None = None,
-    dequant_scale_w_dkv_kr: Tensor | None = None,
-    quant_scale_ckv: Tensor | None = None,
-    quant_scale_ckr: Tensor | None = None,
-    smooth_scales_cq: Tensor | None = None,
-    actual_seq_len: Tensor | None = None,
-    k_nope_clip_alpha: Tensor | None = None,
-    *,
-    rmsnorm_epsilon_cq: float = 1e-5,
-    rmsnorm_epsilon_ckv: float = 1e-5,
-    cache_mode: str = "PA_BSND",
-    query_norm_flag: bool = False,
-    weight_quant_mode: int = 0,
-    kv_cache_quant_mode: int = 0,
-    query_quant_mode: int = 0,
-    ckvkr_repo_mode: int = 0,
-    quant_scale_repo_mode: int = 0,
-    tile_size: int = 128,
-    qc_qr_scale: float = 1.0,
-    kc_scale: float = 1.0,
-) -> tuple[Tensor, ...]:
-    query, query_rope, *others = mla_prolog_v3(
-        token_x,
-        weight_dq,
-        weight_uq_qr,
-        weight_uk,
-        weight_dkv_kr,
-        rmsnorm_gamma_cq,
-        rmsnorm_gamma_ckv,
-        rope_sin,
-        rope_cos,
-        kv_cache,
-        kr_cache,
-        cache_index=cache_index,
-        dequant_scale_x=dequant_scale_x,
-        dequant_scale_w_dq=dequant_scale_w_dq,
-        dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
-        dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
-        quant_scale_ckv=quant_scale_ckv,
-        quant_scale_ckr=quant_scale_ckr,
-        smooth_scales_cq=smooth_scales_cq,
-        actual_seq_len=actual_seq_len,
-        k_nope_clip_alpha=k_nope_clip_alpha,
-        rmsnorm_epsilon_cq=rmsnorm_epsilon_cq,
-        rmsnorm_epsilon_ckv=rmsnorm_epsilon_ckv,
-        cache_mode=cache_mode,
-        query_norm_flag=query_norm_flag,
-        weight_quant_mode=weight_quant_mode,
-        kv_cache_quant_mode=kv_cache_quant_mode,
-        query_quant_mode=query_quant_mode,
-        ckvkr_repo_mode=ckvkr_repo_mode,
-        quant_scale_repo_mode=quant_scale_repo_mode,
-        tile_size=tile_size,
-        qc_qr_scale=qc_qr_scale,
-        kc_scale=kc_scale,
-    )
-    return query, query_rope, kv_cache, kr_cache, *others
+def _with_caches(found: tuple[Tensor, ...], arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The results of mla_prolog_v3 as GE orders them: the caches are its outputs, too."""
+    query, query_rope, *others = found
+    return query, query_rope, arguments["kv_cache"], arguments["kr_cache"], *others
 
 
 _CACHES = ("kv_cache", "kr_cache")
-OPERATOR = of_torch_npu(
-    "npu_mla_prolog",
-    mla_prolog,
-    ge=[GeKernel("MlaProlog", with_results(_ge_mla_prolog_v2, lambda found, _: found[:4]), assigns=_CACHES)],
-)
+_DTYPES = ("token_x_dtype", "weight_dq_dtype", "weight_uq_qr_dtype", "weight_dkv_kr_dtype", "kv_cache_dtype")
+# The first form gives the caches and no scale.
+mla_prolog = with_results(mla_prolog_v2, lambda found, _: found[:4])
+OPERATOR = of_torch_npu("npu_mla_prolog", mla_prolog, ge=[GeKernel("MlaProlog", renamed(mla_prolog), assigns=_CACHES)])
 V2_OPERATOR = of_torch_npu(
-    "npu_mla_prolog_v2", mla_prolog_v2, ge=[GeKernel("MlaPrologV2", _ge_mla_prolog_v2, assigns=_CACHES)]
+    "npu_mla_prolog_v2", mla_prolog_v2, ge=[GeKernel("MlaPrologV2", renamed(mla_prolog_v2), assigns=_CACHES)]
 )
 V3_OPERATOR = of_torch_npu(
-    "npu_mla_prolog_v3", mla_prolog_v3, ge=[GeKernel("MlaPrologV3", _ge_mla_prolog_v3, assigns=_CACHES)]
+    "npu_mla_prolog_v3",
+    mla_prolog_v3,
+    ge=[GeKernel("MlaPrologV3", with_results(renamed(mla_prolog_v3, without=_DTYPES), _with_caches), assigns=_CACHES)],
 )
 V3_FUNCTIONAL_OPERATOR = of_torch_npu("npu_mla_prolog_v3_functional", mla_prolog_v3_functional)

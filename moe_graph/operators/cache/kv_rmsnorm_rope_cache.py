@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moe_graph.operators.cache import pages
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 from moe_graph.operators.position.rotation import turned
 from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
 
@@ -124,47 +124,10 @@ def kv_rmsnorm_rope_cache_v2_functional(
     return *kv_rmsnorm_rope_cache_v2(kv, gamma, cos, sin, index, *caches, **options), *caches
 
 
-def _ge_kv_rms_norm_rope_cache(
-    kv: Tensor,
-    gamma: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    index: Tensor,
-    k_cache: Tensor,
-    ckv_cache: Tensor,
-    k_rope_scale: Tensor | None = None,
-    c_kv_scale: Tensor | None = None,
-    k_rope_offset: Tensor | None = None,
-    c_kv_offset: Tensor | None = None,
-    v: Tensor | None = None,
-    *,
-    epsilon: float = 1e-5,
-    cache_mode: str = "Norm",
-    is_output_kv: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return kv_rmsnorm_rope_cache(
-        kv,
-        gamma,
-        cos,
-        sin,
-        index,
-        k_cache,
-        ckv_cache,
-        k_rope_scale=k_rope_scale,
-        c_kv_scale=c_kv_scale,
-        k_rope_offset=k_rope_offset,
-        c_kv_offset=c_kv_offset,
-        v=v,
-        epsilon=epsilon,
-        cache_mode=cache_mode,
-        is_output_kv=is_output_kv,
-    )
-
-
 OPERATOR = of_torch_npu(
     "npu_kv_rmsnorm_rope_cache",
     kv_rmsnorm_rope_cache,
-    ge=[GeKernel("KvRmsNormRopeCache", _ge_kv_rms_norm_rope_cache, assigns=("k_cache", "ckv_cache"))],
+    ge=[GeKernel("KvRmsNormRopeCache", renamed(kv_rmsnorm_rope_cache), assigns=("k_cache", "ckv_cache"))],
 )
 V2_OPERATOR = of_torch_npu("npu_kv_rmsnorm_rope_cache_v2", kv_rmsnorm_rope_cache_v2)
 V2_FUNCTIONAL_OPERATOR = of_torch_npu("npu_kv_rmsnorm_rope_cache_v2_functional", kv_rmsnorm_rope_cache_v2_functional)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, Tensors
+from moe_graph.operators.ge import GeKernel, Tensors, renamed
 
 
 def _written(
@@ -54,11 +54,9 @@ def scatter_list(
     return _written([tensor.clone() for tensor in tensors], indices, updates, mask, reduce, axis)
 
 
-def _ge_scatter_list(
-    var: Tensors, indice: Tensor, updates: Tensor, mask: Tensor | None = None, *, reduce: str = "update", axis: int = -2
-) -> Tensors:
-    return scatter_list(var, indice, updates, mask, reduce, axis)
-
-
-OPERATOR = of_torch_npu("npu_scatter_list", scatter_list, ge=[GeKernel("ScatterList", _ge_scatter_list)])
+OPERATOR = of_torch_npu(
+    "npu_scatter_list",
+    scatter_list,
+    ge=[GeKernel("ScatterList", renamed(scatter_list, var="tensors", indice="indices"))],
+)
 IN_PLACE_OPERATOR = of_torch_npu("npu_scatter_list_", scatter_list_)

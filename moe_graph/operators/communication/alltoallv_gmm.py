@@ -22,20 +22,22 @@ from moe_graph.operators.communication import process_group
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
 from moe_graph.operators.matmul.grouped_matmul import grouped_matmul
+from moe_graph.re_routing.index import gather_index
 
 
-def _counts(name: str, counts: Sequence[int], ranks: int, experts: int) -> Tensor:
-    if len(counts) != ranks * experts:
-        raise ValueError(
-            f"{name} must have {ranks * experts} elements, {experts} experts on {ranks} ranks, got {len(counts)}"
-        )
-    return torch.tensor(list(counts), dtype=torch.int64).view(ranks, experts)
-
-
-def _order(counts: Tensor) -> Tensor:
-    """Rows of rank-major chunks in expert-major order: counts [ranks, experts] -> index [sum]."""
-    experts = torch.arange(counts.shape[1]).expand(counts.shape).reshape(-1)
-    return torch.repeat_interleave(experts, counts.reshape(-1)).argsort(stable=True)
+def _both_counts(
+    send_counts: Sequence[int], recv_counts: Sequence[int], ranks: int, experts: int
+) -> tuple[Tensor, Tensor]:
+    """The counts as int64 [ranks, experts]."""
+    for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts)):
+        if len(counts) != ranks * experts:
+            raise ValueError(
+                f"{name} must have {ranks * experts} elements, {experts} experts on {ranks} ranks, got {len(counts)}"
+            )
+        if min(counts, default=0) < 0:
+            raise ValueError(f"{name} must be counts >= 0, got {list(counts)}")
+    send, receive = (torch.tensor(list(counts), dtype=torch.int64) for counts in (send_counts, recv_counts))
+    return send.view(ranks, experts), receive.view(ranks, experts)
 
 
 def _group(hcom: str, ep_world_size: int, given: tuple[Tensor | None, ...]) -> dist.ProcessGroup:
@@ -79,12 +81,9 @@ def alltoallv_gmm(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """gmm_y, mm_y, permute_out; the last two None where they are not asked for."""
     group = _group(hcom, ep_world_size, (send_counts_tensor, recv_counts_tensor))
-    send, receive = (
-        _counts(name, counts, ep_world_size, len(gmm_weight))
-        for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts))
-    )
+    send, receive = _both_counts(send_counts, recv_counts, ep_world_size, len(gmm_weight))
     received = process_group.all_to_all(gmm_x, send.sum(1).tolist(), receive.sum(1).tolist(), group)
-    routed = received[_order(receive)]
+    routed = received[gather_index(receive, len(received))]
     y = _experts(routed, gmm_weight, receive.sum(0), trans_gmm_weight)
     return y, _shared(mm_x, mm_weight, trans_mm_weight), routed if permute_out_flag else None
 
@@ -107,13 +106,10 @@ def gmm_alltoallv(
 ) -> tuple[Tensor, Tensor | None]:
     """y and mm_y; the latter None where it is not asked for."""
     group = _group(hcom, ep_world_size, (send_counts_tensor, recv_counts_tensor))
-    send, receive = (
-        _counts(name, counts, ep_world_size, len(gmm_weight))
-        for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts))
-    )
+    send, receive = _both_counts(send_counts, recv_counts, ep_world_size, len(gmm_weight))
     products = _experts(gmm_x, gmm_weight, send.sum(0), trans_gmm_weight)
     by_rank = torch.empty_like(products)
-    by_rank[_order(send)] = products
+    by_rank[gather_index(send, int(send.sum()))] = products
     y = process_group.all_to_all(by_rank, send.sum(1).tolist(), receive.sum(1).tolist(), group)
     return y, _shared(mm_x, mm_weight, trans_mm_weight)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 
 _check = Checks("npu_moe_compute_expert_tokens")
 MAX_EXPERTS = 2048
@@ -38,14 +38,14 @@ def compute_expert_tokens(sorted_expert_for_source_row: Tensor, num_expert: int)
     return torch.searchsorted(sorted_expert_for_source_row, numbers, right=True, out_int32=True)
 
 
-def _ge_moe_compute_expert_tokens(sorted_experts: Tensor, *, num_experts: int) -> Tensor:
-    """GE MoeComputeExpertTokens: npu_moe_compute_expert_tokens."""
-    return compute_expert_tokens(sorted_experts, num_experts)
-
-
 OPERATOR = declare(
     "npu_moe_compute_expert_tokens(Tensor sorted_expert_for_source_row, int num_expert) -> Tensor",
     fake=fake,
     fallback=compute_expert_tokens,
-    ge=[GeKernel("MoeComputeExpertTokens", _ge_moe_compute_expert_tokens)],
+    ge=[
+        GeKernel(
+            "MoeComputeExpertTokens",
+            renamed(compute_expert_tokens, sorted_experts="sorted_expert_for_source_row", num_experts="num_expert"),
+        )
+    ],
 )

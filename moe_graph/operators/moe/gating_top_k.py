@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 
 _check = Checks("npu_moe_gating_top_k")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -137,40 +137,6 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count].contiguous()
 
 
-def _ge_moe_gating_top_k(
-    x: Tensor,
-    bias: Tensor | None = None,
-    input_ids: Tensor | None = None,
-    tid2eid: Tensor | None = None,
-    *,
-    k: int,
-    k_group: int = 1,
-    group_count: int = 1,
-    group_select_mode: int = 0,
-    renorm: int = 0,
-    norm_type: int = 0,
-    out_flag: bool = False,
-    routed_scaling_factor: float = 1.0,
-    eps: float = 1e-20,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """GE MoeGatingTopK: npu_moe_gating_top_k."""
-    return gating_top_k(
-        x,
-        k,
-        bias=bias,
-        input_ids=input_ids,
-        tid2eid=tid2eid,
-        k_group=k_group,
-        group_count=group_count,
-        group_select_mode=group_select_mode,
-        renorm=renorm,
-        norm_type=norm_type,
-        out_flag=out_flag,
-        routed_scaling_factor=routed_scaling_factor,
-        eps=eps,
-    )
-
-
 OPERATOR = declare(
     "npu_moe_gating_top_k(Tensor x, int k, *, Tensor? bias=None, Tensor? input_ids=None, Tensor? tid2eid=None, int k_group=1, "
     "int group_count=1, int group_select_mode=0, int renorm=0, int norm_type=0, bool out_flag=False, "
@@ -178,5 +144,5 @@ OPERATOR = declare(
     fake=fake,
     fallback=gating_top_k,
     differentiable=True,
-    ge=[GeKernel("MoeGatingTopK", _ge_moe_gating_top_k)],
+    ge=[GeKernel("MoeGatingTopK", renamed(gating_top_k))],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 from moe_graph.operators.gradients import vjp
 from moe_graph.operators.position.rotation import MODES, turned
 
@@ -29,10 +29,6 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rot
 def rotary_mul_backward(grad: Tensor, x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half") -> tuple:
     """Gradients of x, r1 and r2."""
     return tuple(vjp(lambda a, cos, sin: rotary_mul(a, cos, sin, rotary_mode), (x, r1, r2), grad))
-
-
-def _ge_rotary_mul(x: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
-    return rotary_mul(x, r1, r2)
 
 
 def _ge_rotary_position_embedding(
@@ -54,7 +50,7 @@ OPERATOR = of_torch_npu(
     "npu_rotary_mul",
     rotary_mul,
     ge=[
-        GeKernel("RotaryMul", _ge_rotary_mul),
+        GeKernel("RotaryMul", renamed(rotary_mul, without=("rotary_mode", "rotate"))),
         GeKernel("RotaryPositionEmbedding", _ge_rotary_position_embedding),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.ge import GeKernel, renamed
 
 _check = Checks("npu_masked_causal_conv1d")
 WINDOW = 3
@@ -29,13 +29,8 @@ def masked_causal_conv1d(x: Tensor, weight: Tensor, *, mask: Tensor | None = Non
     return (y if mask is None else y.masked_fill(~mask.t().unsqueeze(-1), 0)).to(x.dtype)
 
 
-def _ge_masked_causal_conv1d(input: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
-    """GE MaskedCausalConv1d."""
-    return masked_causal_conv1d(input, weight, mask=mask)
-
-
 OPERATOR = of_torch_npu(
     "npu_masked_causal_conv1d",
     masked_causal_conv1d,
-    ge=[GeKernel("MaskedCausalConv1d", _ge_masked_causal_conv1d)],
+    ge=[GeKernel("MaskedCausalConv1d", renamed(masked_causal_conv1d, input="x"))],
 )
