@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moe_graph.operators.normalization.rms_norm import rms_norm
 from moe_graph.operators.position.rotation import turned
-from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN, dynamic_int8
+from moe_graph.operators.quantization.int8 import dynamic_int8, to_int8
 
 
 class Weights(NamedTuple):
@@ -54,14 +55,6 @@ def _product(x: Tensor, weight: Tensor, x_scale: Tensor | None, weight_scale: Te
     return exact.float() * x_scale.reshape(-1, 1).float() * weight_scale.reshape(1, -1).float()
 
 
-def _normed(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * gamma.float()
-
-
-def _int8(x: Tensor, scale: Tensor) -> Tensor:
-    return (x * scale.float()).round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
-
-
 def prolog(
     x: Tensor,
     weights: Weights,
@@ -76,7 +69,8 @@ def prolog(
     heads, depth, rank = weights.uk.shape
     dtype = weights.uk.dtype
     rope = sin.shape[-1]
-    c = _normed(_product(x, weights.dq, scales.x, scales.w_dq, "weight_dq"), weights.gamma_cq, epsilons[0]) * factors[0]
+    c = _product(x, weights.dq, scales.x, scales.w_dq, "weight_dq")
+    c = rms_norm(c, weights.gamma_cq, epsilons[0])[0] * factors[0]
     if weights.uq_qr.dtype == torch.int8:
         smooth = 1 if scales.smooth_cq is None else scales.smooth_cq.float()
         norm, norm_scale = dynamic_int8(c * smooth)
@@ -92,8 +86,8 @@ def prolog(
         assert scales.ckv is not None
         query_rope = (query_rope.float() * scales.ckv.float() / query_scale).to(dtype)
     latent = _product(x, weights.dkv_kr, scales.x, scales.w_dkv_kr, "weight_dkv_kr")
-    ckv = _normed(latent[:, :rank], weights.gamma_ckv, epsilons[1]) * factors[1]
+    ckv = rms_norm(latent[:, :rank], weights.gamma_ckv, epsilons[1])[0] * factors[1]
     ckr = turned(latent[:, rank:], cos, sin, "interleave-half")
-    rows = ckv.to(dtype) if scales.ckv is None else _int8(ckv, scales.ckv)
-    rope_rows = ckr.to(dtype) if scales.ckr is None else _int8(ckr, scales.ckr)
+    rows = ckv.to(dtype) if scales.ckv is None else to_int8(ckv * scales.ckv.float())
+    rope_rows = ckr.to(dtype) if scales.ckr is None else to_int8(ckr * scales.ckr.float())
     return Queries(query, query_rope, query_scale, norm, norm_scale), rows, rope_rows

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moe_graph.operators.attention.paged import Pages
 from moe_graph.operators.checks import Checks
+from moe_graph.operators.quantization.int8 import to_int8
 
 PER_CHANNEL, PER_TOKEN, PER_HEAD, PER_TOKEN_HEAD, PAGED_TOKEN, PAGED_TOKEN_HEAD = range(6)
 
@@ -92,7 +93,7 @@ def quantize_output(check: Checks, argument: str, x: Tensor, scale: Tensor, offs
                 given.float().reshape(1, heads, 1, width) if given.numel() > 1 else given.float().reshape(1, 1, 1, 1)
             )
     scaled = x * factors[0] + factors[1] if len(factors) > 1 else x * factors[0]
-    return scaled.round().clamp(-128, 127).to(torch.int8)
+    return to_int8(scaled)
 
 
 def factor_of(scale: Tensor) -> Tensor:

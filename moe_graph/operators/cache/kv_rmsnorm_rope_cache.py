@@ -23,8 +23,9 @@ from torch import Tensor
 from moe_graph.operators.cache import pages
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, renamed
+from moe_graph.operators.normalization.rms_norm import rms_norm
 from moe_graph.operators.position.rotation import turned
-from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
+from moe_graph.operators.quantization.int8 import to_int8
 
 MODES = ("Norm", "PA", "PA_BNSD", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ")
 
@@ -32,8 +33,7 @@ MODES = ("Norm", "PA", "PA_BNSD", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ")
 def _quantised(x: Tensor, scale: Tensor | None, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
     if scale is None:
         return x.to(dtype)
-    scaled = x * scale.float() + (0 if offset is None else offset.float())
-    return scaled.round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+    return to_int8(x * scale.float() + (0 if offset is None else offset.float()))
 
 
 def slots_of_blocks(index: Tensor, batch: int, length: int, page_size: int) -> Tensor:
@@ -88,8 +88,7 @@ def kv_rmsnorm_rope_cache(
     if kv.dim() != 4 or kv.shape[1] != 1 or kv.shape[-1] != (rank if v is not None else rank + width):
         raise ValueError(f"kv must be [B, 1, S, {rank if v is not None else rank + width}], got {list(kv.shape)}")
     wide = kv.float()
-    normed = wide[..., :rank]
-    normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + epsilon) * gamma.float()
+    normed, _ = rms_norm(wide[..., :rank], gamma, epsilon)
     if v is None:
         k, ckv = turned(wide[..., rank:], cos, sin, "interleave-half"), normed
     else:

@@ -14,25 +14,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moe_graph.operators.cache import pages
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.normalization.rms_norm import rms_norm
 from moe_graph.operators.position.rotation import turned
-from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
-
-
-def _normed(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * gamma.float()
+from moe_graph.operators.quantization.int8 import to_int8
 
 
 def _into_cache(cache: Tensor, x: Tensor, scale: Tensor | None, offset: Tensor | None, index: Tensor) -> None:
     """x [T, N, D]"""
     if scale is not None:
-        x = x / scale.float() + (0 if offset is None else offset.float())
-        x = x.round().clamp(INT8_MIN, INT8_MAX)
+        x = to_int8(x / scale.float() + (0 if offset is None else offset.float()))
     pages.write(cache, x.flatten(1), index, nz=True, page_size=cache.shape[2], piece=cache.shape[3])
 
 
@@ -70,8 +65,8 @@ def qkv_rms_norm_rope_cache(
         )
     q, k, v = qkv.float().view(-1, heads, width).split(list(head_nums), 1)  # [T, N, D]
     angles = cos.view(len(qkv), -1, width), sin.view(len(qkv), -1, width)
-    q = turned(_normed(q, q_gamma, epsilon), *angles)
-    k = turned(_normed(k, k_gamma, epsilon), *angles)
+    q = turned(rms_norm(q, q_gamma, epsilon)[0], *angles)
+    k = turned(rms_norm(k, k_gamma, epsilon)[0], *angles)
     q_out.copy_(q.flatten(1))
     _into_cache(k_cache, k, k_scale, k_offset, index)
     _into_cache(v_cache, v, v_scale, v_offset, index)

@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_graph.operators.cache.scatter_update import write_windows
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
-from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
+from moe_graph.operators.quantization.int8 import to_int8
 
 
 def quant_scatter_(
@@ -42,7 +42,7 @@ def quant_scatter_(
     scaled = updates.float() * scales if reciprocal_scale else updates.float() / scales
     if quant_zero_points is not None:
         scaled = scaled + quant_zero_points.reshape(-1).float()
-    return write_windows(x, indices, scaled.round().clamp(INT8_MIN, INT8_MAX).to(torch.int8), axis)
+    return write_windows(x, indices, to_int8(scaled), axis)
 
 
 def quant_scatter(

@@ -10,7 +10,6 @@ documentation; the kernel in ops-transformer (what is rounded where).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from moe_graph.operators.checks import Checks
@@ -18,6 +17,7 @@ from moe_graph.operators.communication import distribute
 from moe_graph.operators.communication.distribute_combine_v2 import Options, combined
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, renamed
+from moe_graph.operators.normalization.rms_norm import rms_norm
 
 _check = Checks("npu_moe_distribute_combine_add_rms_norm")
 
@@ -99,8 +99,8 @@ def combine_add_rms_norm(
     named = (group_ep, ep_world_size, ep_rank_id, moe_expert_num)
     y = combined(_check, expand_x, expert_ids, ep_send_counts, expert_scales, *named, options)
     x = y.unsqueeze(1) + residual_x.float()
-    rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
-    return (x * rstd * gamma.float()).to(expand_x.dtype), rstd, x.to(expand_x.dtype)
+    y, rstd = rms_norm(x, gamma, norm_eps)
+    return y.to(expand_x.dtype), rstd, x.to(expand_x.dtype)
 
 
 OPERATOR = of_torch_npu(

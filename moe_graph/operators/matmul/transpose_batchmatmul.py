@@ -17,7 +17,8 @@ from torch import Tensor
 
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
-from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN, scale_of_bits
+from moe_graph.operators.quantization.int8 import to_int8
+from moe_graph.operators.quantization.trans_quant_param import unpacked
 
 _PLAIN, _SWAPPED = (0, 1, 2), (1, 0, 2)
 
@@ -45,8 +46,7 @@ def transpose_batchmatmul(
     product = torch.bmm(left.float(), right.float()).permute(order)  # [M, B, N]
     rows = product.shape[0]
     if scale is not None:
-        scaled = product.reshape(rows, 1, -1) * scale_of_bits(scale)
-        return scaled.round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+        return to_int8(product.reshape(rows, 1, -1) * unpacked(scale)[0])
     parts = batch_split_factor or 1
     if parts > 1:
         return product.reshape(rows, parts, -1).transpose(0, 1).to(x.dtype).contiguous()

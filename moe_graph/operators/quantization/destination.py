@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from moe_graph.operators.quantization import int4
-from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
+from moe_graph.operators.quantization.int8 import INT8_MAX, to_int8
 
 INT8_NUMBER, INT4_NUMBERS = 1, (16, 285)
 
@@ -25,7 +24,7 @@ def largest(name: str, number: int | None) -> int:
 def rounded(values: Tensor, maximum: int) -> Tensor:
     """float32 values rounded, halves to even, and cut to the type whose largest value this is; int4 packed, [..., K] -> [..., K / 8]."""
     if maximum == INT8_MAX:
-        return values.round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+        return to_int8(values)
     return int4.packed(values.round().clamp(int4.INT4_MIN, int4.INT4_MAX))
 
 

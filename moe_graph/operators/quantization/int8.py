@@ -21,6 +21,11 @@ INT8_MAX = 127
 INT8_MIN = -128
 
 
+def to_int8(values: Tensor) -> Tensor:
+    """float32 values rounded, halves to even, and cut to int8."""
+    return values.round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+
+
 def dynamic_int8(values: Tensor, dims: int | Sequence[int] = -1) -> tuple[Tensor, Tensor]:
     """float32 values -> int8 y of their shape, and float32 scales, one for the values along `dims`, which keep size 1."""
     dims = (dims,) if isinstance(dims, int) else tuple(dims)
@@ -30,7 +35,7 @@ def dynamic_int8(values: Tensor, dims: int | Sequence[int] = -1) -> tuple[Tensor
     if values.numel() == 0:
         return values.to(torch.int8), values.new_zeros(shape)
     scale = values.abs().amax(dims, keepdim=True) / INT8_MAX
-    return torch.round(values / scale.masked_fill(scale == 0, 1)).clamp(INT8_MIN, INT8_MAX).to(torch.int8), scale
+    return to_int8(values / scale.masked_fill(scale == 0, 1)), scale
 
 
 def group_of_rows(ends: Tensor, rows: int) -> Tensor:
@@ -56,10 +61,3 @@ def only_int8(dst_type: GeType) -> None:
     """Raise ValueError unless a GE attribute asks for int8."""
     if dst_type.name != "DT_INT8":
         raise ValueError(f"dst_type must be DT_INT8 (no other type has a fallback), got {dst_type.name}")
-
-
-def scale_of_bits(scale: Tensor) -> Tensor:
-    """The float32 scales that torch_npu's npu_trans_quant_param packs into the low 32 bits of int64 or uint64; others as float32."""
-    if scale.dtype not in (torch.int64, torch.uint64):
-        return scale.float()
-    return scale.view(torch.int64).contiguous().view(torch.float32)[..., ::2]
