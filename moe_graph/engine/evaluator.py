@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +18,15 @@ from moe_graph.engine.graph import Node, Plan
 # after each node, with the node and its outputs. Observers must not change a tensor, nor keep one that they have not copied.
 Observer = Callable[[Plan, Mapping[tuple[int, int], Tensor]], Callable[[Node, list[Tensor]], None]]
 
+
+class _Watcher(NamedTuple):
+    observer: Observer
+    thread: int | None  # the only one that is watched
+    compares_with_fx: bool
+
+
 _lock = threading.Lock()
-_observers: tuple[
-    tuple[int | None, Observer, bool], ...
-] = ()  # (thread, or None for all; observer; is FX its business?)
+_watchers: tuple[_Watcher, ...] = ()
 
 
 @contextlib.contextmanager
@@ -29,15 +35,15 @@ def observe(observer: Observer, all_threads: bool = False, compares_with_fx: boo
 
     One that compares the outputs with the FX graph itself says so: the run then returns them whatever FX has for them.
     """
-    global _observers
-    entry = (None if all_threads else threading.get_ident(), observer, compares_with_fx)
+    global _watchers
+    watcher = _Watcher(observer, None if all_threads else threading.get_ident(), compares_with_fx)
     with _lock:
-        _observers += (entry,)
+        _watchers += (watcher,)
     try:
         yield
     finally:
         with _lock:
-            _observers = tuple(other for other in _observers if other is not entry)
+            _watchers = tuple(other for other in _watchers if other is not watcher)
 
 
 class Program:
@@ -76,8 +82,8 @@ class Program:
             node = plan.data[position]
             values[node.index, 0] = _input(node, position, value)
         with torch.no_grad():
-            watching = [entry for entry in _observers if entry[0] in (None, thread)]
-            recorders = [observer(plan, values) for _, observer, _ in watching]
+            watching = [watcher for watcher in _watchers if watcher.thread in (None, thread)]
+            recorders = [watcher.observer(plan, values) for watcher in watching]
             for index in plan.order:
                 node = plan.nodes[index]
                 results = _execute(node, values, plan)
@@ -88,7 +94,7 @@ class Program:
                 for slot in plan.frees.get(index, ()):
                     values.pop(slot, None)
             results = [_apart_from_constants(values[slot], plan) for slot in plan.results]
-        if not any(compares_with_fx for _, _, compares_with_fx in watching):
+        if not any(watcher.compares_with_fx for watcher in watching):
             _check_outputs(results, plan)
         return results
 
