@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from moe_graph.foundation import transforms
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -168,7 +170,7 @@ def _in_float32(
 
     def call(*args: Any, **kwargs: Any) -> Any:
         given = [*enumerate(args), *kwargs.items()]
-        tensors = [tensor for _, value in given for tensor in _tensors(value) if tensor.is_floating_point()]
+        tensors = [tensor for _, value in given for tensor in transforms.tensors(value) if tensor.is_floating_point()]
         asked = [value for _, value in given if isinstance(value, torch.dtype)]
         if not any(tensor.dtype in HALF for tensor in tensors) and not any(dtype in HALF for dtype in asked):
             return function(*args, **kwargs)
@@ -222,7 +224,7 @@ class _Widened:
     def write_back(self, value: Any) -> None:
         """What was computed in place of an argument is put into it, rounded; an out= tensor grows with its copy."""
         for narrow, wide in self._pairs:
-            if any(tensor is narrow for tensor in _tensors(value)):
+            if any(tensor is narrow for tensor in transforms.tensors(value)):
                 if narrow.shape != wide.shape:
                     narrow.resize_(wide.shape)
                 narrow.copy_(wide)
@@ -234,14 +236,6 @@ class _Widened:
         if isinstance(result, (list, tuple)):
             return [self.narrow(item, dtype) for item in result]
         return result.to(dtype) if isinstance(result, Tensor) and result.dtype == torch.float32 else result
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _promote(left: Tensor, right: Tensor) -> Tensor:

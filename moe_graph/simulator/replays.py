@@ -78,11 +78,8 @@ def observed(observe: Callable[[int, int, str, list[Tensor]], None]) -> Iterator
     def tell(graph: captured.Graph, position: int, results: Any) -> None:
         observe(graph.number, position, graph.names[position], _flat(results))
 
-    launches.replay_observers.append(tell)
-    try:
+    with _observing(tell):
         yield
-    finally:
-        launches.replay_observers.remove(tell)
 
 
 @contextlib.contextmanager
@@ -104,11 +101,17 @@ def trace() -> Iterator[Replays]:
         with lock:
             seen.launches.append(made)
 
-    launches.replay_observers.append(observe)
-    try:
+    with _observing(observe):
         yield seen
+
+
+@contextlib.contextmanager
+def _observing(observer: Callable[[captured.Graph, int, Any], None]) -> Iterator[None]:
+    launches.replay_observers.append(observer)
+    try:
+        yield
     finally:
-        launches.replay_observers.remove(observe)
+        launches.replay_observers.remove(observer)
 
 
 def _flat(value: Any) -> list[Tensor]:

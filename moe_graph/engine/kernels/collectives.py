@@ -22,7 +22,7 @@ def hcom_all_reduce(x: Tensor, *, reduction: str, group: str, fusion: int = 1, f
 @kernel("HcomAllGather")
 def hcom_all_gather(x: Tensor, *, rank_size: int, group: str, fusion: int = 0, fusion_id: int = -1) -> Tensor:
     """GE HcomAllGather: x of all ranks along the first dimension; a scalar counts as one row."""
-    found = _of_size(group, rank_size)
+    found = process_group.of_size(group, rank_size, "rank_size")
     rows = x.reshape(1) if not x.dim() else x
     return process_group.all_gather(rows, [len(rows)] * rank_size, found)
 
@@ -43,7 +43,7 @@ def hcom_reduce_scatter(
     x: Tensor, *, reduction: str, group: str, rank_size: int, fusion: int = 0, fusion_id: int = -1
 ) -> Tensor:
     """GE HcomReduceScatter: this rank's part, of rank_size equal ones, of x reduced over the group."""
-    found = _of_size(group, rank_size)
+    found = process_group.of_size(group, rank_size, "rank_size")
     if x.shape[0] % rank_size:
         raise ValueError(f"x must have a multiple of rank_size = {rank_size} rows, got {x.shape[0]}")
     return process_group.reduce_scatter(x, reduction, [x.shape[0] // rank_size] * rank_size, found)
@@ -122,15 +122,6 @@ def hcom_send(x: Tensor, *, group: str, sr_tag: int, dest_rank: int) -> tuple[()
 def hcom_receive(*, group: str, sr_tag: int, src_rank: int, shape: list, dtype: GeType) -> Tensor:
     """GE HcomReceive: what the group's rank src_rank sends."""
     return process_group.receive(shape, dtype.torch, src_rank, sr_tag, process_group.named(group))
-
-
-def _of_size(group: str, rank_size: int) -> dist.ProcessGroup:
-    found = process_group.named(group)
-    if dist.get_world_size(found) != rank_size:
-        raise ValueError(
-            f"rank_size must be {dist.get_world_size(found)}, the size of group {group!r}, got {rank_size}"
-        )
-    return found
 
 
 def _rows(x: Tensor, counts: list[int], own: int, name: str) -> list[int]:

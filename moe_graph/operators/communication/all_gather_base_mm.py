@@ -10,7 +10,6 @@ gather_index 0, comm_turn 0.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from moe_graph.operators.communication import process_group
@@ -37,9 +36,7 @@ def all_gather_base_mm(
     """The product and the gathered x1. Raises ValueError for another world_size than the group's."""
     if gather_index or comm_turn:
         raise NotImplementedError(f"gather_index and comm_turn must be 0, got {gather_index} and {comm_turn}")
-    group = process_group.named(hcom)
-    if dist.get_world_size(group) != world_size:
-        raise ValueError(f"world_size must be {dist.get_world_size(group)}, the size of {hcom!r}, got {world_size}")
+    group = process_group.of_size(hcom, world_size, "world_size")
     rows = [len(x1)] * world_size
     gathered = process_group.all_gather(x1, rows, group)
     row_scale = None if x1_scale is None else process_group.all_gather(x1_scale, rows, group)

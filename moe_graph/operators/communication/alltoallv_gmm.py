@@ -43,12 +43,7 @@ def _both_counts(
 def _group(hcom: str, ep_world_size: int, given: tuple[Tensor | None, ...]) -> dist.ProcessGroup:
     if any(tensor is not None for tensor in given):
         raise NotImplementedError("send_counts_tensor and recv_counts_tensor are not supported, they must be None")
-    group = process_group.named(hcom)
-    if dist.get_world_size(group) != ep_world_size:
-        raise ValueError(
-            f"ep_world_size must be {dist.get_world_size(group)}, the size of {hcom!r}, got {ep_world_size}"
-        )
-    return group
+    return process_group.of_size(hcom, ep_world_size, "ep_world_size")
 
 
 def _experts(x: Tensor, weight: Tensor, sizes: Tensor, transposed: bool) -> Tensor:

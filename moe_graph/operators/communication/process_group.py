@@ -32,6 +32,14 @@ def named(name: str) -> dist.ProcessGroup:
     raise ValueError(f"group must be the name of a process group, {[names(group) for group in groups]}, got {name!r}")
 
 
+def of_size(name: str, size: int, argument: str) -> dist.ProcessGroup:
+    """The group of this name. Raises ValueError that names `argument` unless it has this many ranks."""
+    group = named(name)
+    if dist.get_world_size(group) != size:
+        raise ValueError(f"{argument} must be {dist.get_world_size(group)}, the size of group {name!r}, got {size}")
+    return group
+
+
 def names(group: dist.ProcessGroup) -> list[str]:
     """The names a group has, as the module says."""
     ranks = ",".join(map(str, dist.get_process_group_ranks(group)))
