@@ -78,14 +78,12 @@ def find(check: Checks, argument: str, name: str, world_size: int, rank: int) ->
     """The group of this name. Raises ValueError if there is none, or if its size or this process' rank in it are others."""
     if not dist.is_available() or not dist.is_initialized():
         check.refuse(argument, "the name of a process group; torch.distributed is not initialized", repr(name))
-    groups = dist.distributed_c10d._world.pg_map
-    found = [group for group in groups if name in process_group.names(group)]
-    if not found:
-        check.refuse(
-            argument, f"the name of a process group, {[compat.group_name(group) for group in groups]}", repr(name)
-        )
-    if dist.get_world_size(found[0]) != world_size:
-        check.refuse("ep_world_size", f"{dist.get_world_size(found[0])}, the size of group {name!r}", world_size)
-    if dist.get_rank(found[0]) != rank:
-        check.refuse("ep_rank_id", f"{dist.get_rank(found[0])}, this process' rank in group {name!r}", rank)
-    return found[0]
+    found = process_group.search(name)
+    if found is None:
+        names = [compat.group_name(group) for group in process_group.groups()]
+        check.refuse(argument, f"the name of a process group, {names}", repr(name))
+    if dist.get_world_size(found) != world_size:
+        check.refuse("ep_world_size", f"{dist.get_world_size(found)}, the size of group {name!r}", world_size)
+    if dist.get_rank(found) != rank:
+        check.refuse("ep_rank_id", f"{dist.get_rank(found)}, this process' rank in group {name!r}", rank)
+    return found

@@ -25,11 +25,20 @@ def named(name: str) -> dist.ProcessGroup:
     """The group of this name. Raises ValueError that lists the groups there are."""
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError(f"group {name!r} is not there: torch.distributed is not initialized")
-    groups = list(dist.distributed_c10d._world.pg_map)
-    for group in groups:
-        if name in names(group):
-            return group
-    raise ValueError(f"group must be the name of a process group, {[names(group) for group in groups]}, got {name!r}")
+    group = search(name)
+    if group is None:
+        raise ValueError(f"group must be the name of a process group, {[*map(names, groups())]}, got {name!r}")
+    return group
+
+
+def groups() -> list[dist.ProcessGroup]:
+    """All groups of this process."""
+    return list(dist.distributed_c10d._world.pg_map)
+
+
+def search(name: str) -> dist.ProcessGroup | None:
+    """The group of this name, None if there is none."""
+    return next((group for group in groups() if name in names(group)), None)
 
 
 def of_size(name: str, size: int, argument: str) -> dist.ProcessGroup:
