@@ -80,9 +80,9 @@ def _convolved(
         if len(values) != 2 or min(values) < least:
             _check.refuse(name, f"two numbers >= {least}", list(values))
     factors = unpacked(scale)[0]
-    for name, tensor in (("scale", factors), ("bias", bias)):
-        if tensor is not None and tensor.numel() != weight.shape[0]:
-            _check.refuse(name, f"of {weight.shape[0]} elements", f"shape {tuple(tensor.shape)}")
+    for name, parameter in (("scale", factors), ("bias", bias)):
+        if parameter is not None and parameter.numel() != weight.shape[0]:
+            _check.refuse(name, f"of {weight.shape[0]} elements", f"shape {tuple(parameter.shape)}")
     # float64 holds the sums of int8 products exactly
     y = functional.conv2d(x.double(), weight.double(), None, tuple(strides), tuple(pads), tuple(dilations), groups)
     if bias is not None and not bias.is_floating_point():
