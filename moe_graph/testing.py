@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from moe_graph.dumps.fx_code import from_fx
 from moe_graph.dumps.reading_definition import from_definition as read_graph
 from moe_graph.dumps.words import short_counts
 from moe_graph.engine import attributes
@@ -118,7 +119,7 @@ def _tensor_text(value: Tensor) -> str:
     return f"{list(value.shape)} {shown}{'...' if value.numel() > 16 else ''}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CapturedGraph:
     """A graph as torchair runs it under a capture (mode "reduce-overhead"): each call is a launch, or a view.
 
@@ -127,6 +128,14 @@ class CapturedGraph:
     """
 
     module: torch.fx.GraphModule
+
+    def __repr__(self) -> str:
+        """One line: a failing test shows it."""
+        return f"<CapturedGraph {self.name}: {short_counts(self.node_types)}>"
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the picture of a small graph, the line of a large one."""
+        return from_fx(self.module)._repr_html_()
 
     @property
     def name(self) -> str:

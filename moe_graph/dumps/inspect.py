@@ -94,7 +94,8 @@ def chosen(graph: Graph, options: argparse.Namespace) -> list[Node]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-graph inspect",
-        description="What dumps of graphs hold: torchair's (txt, pbtxt, py) and GE's (ge_onnx_*.pbtxt, ge_proto_*.txt). Needs no NPU.",
+        description="What dumps of graphs hold: torchair's (txt, pbtxt, py, code of FX graphs) and GE's (ge_onnx_*.pbtxt, "
+        "ge_proto_*.txt). Needs no NPU.",
     )
     parser.add_argument("dumps", nargs="+", metavar="DUMP", help="a dump, or a folder of them")
     parser.add_argument("--nodes", action="store_true", help="list the nodes; the filters below do so too")

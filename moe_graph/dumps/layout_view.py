@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,7 +26,12 @@ CONSTANT_TYPES = frozenset({"Const", "Constant", "ConstPlaceHolder", "FileConsta
 CONVERSION_TYPES = frozenset(
     {"Cast", "Transpose", "TransposeD", "TransData", "Reshape", "Squeeze", "Unsqueeze", "Identity", "ViewCopy"}
 )
-SHAPE_SOURCES = frozenset({"Shape", "ShapeN", "Size", "Rank"})
+# The same among FX operators.
+FX_CONVERSIONS = re.compile(
+    r"aten\.(_?(unsafe_)?view|_?reshape(_alias)?|t|transpose|permute|expand|slice|select|narrow|split(_with_sizes)?|unbind|squeeze|"
+    r"unsqueeze|detach|alias|as_strided|_to_copy|to|clone)\.|prims\.convert_element_type\.|npu\._?npu_dtype_cast\."
+)
+SHAPE_SOURCES = frozenset({"Shape", "ShapeN", "Size", "Rank", "aten.sym_size.int", "aten.sym_numel.default"})
 # What sizes are computed with. Range, Fill, BroadcastTo and the like turn sizes into data: they are shown.
 SHAPE_TYPES = frozenset(
     "Gather GatherV2 Pack Concat ConcatV2 ConcatD Slice StridedSlice StridedSliceV2 Cast Add Adds Sub Mul Muls Neg FloorDiv Div "
@@ -101,7 +107,7 @@ def kinds_of(graph: Graph) -> dict[str, str]:
         elif node.name in sizes:
             kind = SHAPE
         else:
-            kind = CONVERSION if node.type in CONVERSION_TYPES else COMPUTE
+            kind = CONVERSION if node.type in CONVERSION_TYPES or FX_CONVERSIONS.match(node.type) else COMPUTE
         found[node.name] = kind
     return found
 
@@ -142,7 +148,7 @@ def _shape_arithmetic(graph: Graph) -> frozenset[str]:
             if node.outputs and node.outputs[0].shape == () and node.outputs[0].device == "CPU":
                 sizes.add(node.name)  # a size of a dynamic graph
         elif node.type in SHAPE_SOURCES or (
-            node.type in SHAPE_TYPES
+            (node.type in SHAPE_TYPES or node.type.startswith("operator."))
             and all(_like_sizes(output.dtype, output.shape) for output in node.outputs)
             and any(name in sizes for name in data)
             and all(name in sizes or name in constants for name in data)

@@ -64,7 +64,7 @@ class Node:
 
     Attributes:
         name: its name, distinct in the graph
-        type: its GE type
+        type: its GE type; in an FX graph the operator, "aten.mm.default"
         inputs: in the operator's order; an absent optional input is None, control edges come last
         input_names: names of the inputs as the operator declares them ("" where the dump does not say)
         outputs: what the node says of its outputs
@@ -92,7 +92,7 @@ class Graph:
     Attributes:
         name: the graph's name
         nodes: in the order of the dump
-        kind: "txt", "pbtxt", "py" or "onnx": the kind of dump it was read from, "" if from none
+        kind: "txt", "pbtxt", "py", "onnx" or "fx": the kind of dump it was read from, "" if from none
         stage: "original" or "optimized"; "" if the dump does not say
     """
 

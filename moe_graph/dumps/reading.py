@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from moe_graph.dumps import ge_onnx, torchair_py
+from moe_graph.dumps import fx_code, ge_onnx, torchair_py
 from moe_graph.dumps.model import Graph
 from moe_graph.dumps.reading_definition import OUTPUT_TYPE, graph_of, graph_of_nodes
 from moe_graph.dumps.reading_errors import DumpError
@@ -106,6 +106,8 @@ def _text(path: Path) -> str:
 
 
 def _graphs(text: str, path: Path) -> list[Graph]:
+    if fx_code.looks_like(text):
+        return [replace(graph, kind="fx") for graph in fx_code.graphs_of(text)]
     if torchair_py.looks_like(text) or path.suffix == ".py":
         return [replace(torchair_py.graph_of(text), kind="py")]
     tree = parse(text)

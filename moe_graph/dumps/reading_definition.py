@@ -16,7 +16,7 @@ BOOKKEEPING = frozenset(
     {"_input_name_key", "_input_name_value", "_output_name_key", "_output_name_value", "_readable_value"}
 )
 OUTPUT_TYPE = "NetOutput"
-_MOST_OUTPUTS = 1 << 16  # of an operator; more are no graph's, and what lists outputs would take minutes and gigabytes
+MOST_OUTPUTS = 1 << 16  # of an operator; more are no graph's, and what lists outputs would take minutes and gigabytes
 
 
 def from_definition(definition: Any) -> Graph:
@@ -125,7 +125,7 @@ def check(graph: Graph) -> Graph:
                 raise DumpError(
                     f"node {node.name!r} reads {found.node!r}, but no node has that name: is the dump cut off?"
                 )
-            if found is not None and not CONTROL <= found.output < _MOST_OUTPUTS:
+            if found is not None and not CONTROL <= found.output < MOST_OUTPUTS:
                 raise DumpError(
                     f"node {node.name!r} reads output {found.output} of {found.node!r}, which no operator has"
                 )

@@ -18,7 +18,10 @@ from moe_graph.dumps.reading_dtypes import word_of_number
 from moe_graph.dumps.reading_infer import MARKED_VIEW, TRANSPOSES, TRANSPOSING, read_by
 from moe_graph.dumps.words import short_counts
 
-MOE_TYPES = ("*Moe*", "*GroupedMatmul*", "*GroupedMatMul*", "HcomAllToAll*", "*AlltoAllv*")
+MOE_TYPES = (
+    *("*Moe*", "*GroupedMatmul*", "*GroupedMatMul*", "HcomAllToAll*", "*AlltoAllv*"),
+    *("*_moe_*", "*grouped_matmul*", "*all_to_all*", "*alltoallv*"),  # FX operators
+)
 # FX operators that convert a type: a Cast of one of them is the model's own.
 _CONVERTING = (
     "aten._to_copy.",
@@ -74,11 +77,11 @@ class MoeNode:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A Cast or Transpose.
+    """A Cast or Transpose, or an FX operator that converts a type. Views of an FX graph are no transposes: no kernel runs.
 
     Attributes:
         name: the node's name
-        type: its GE type
+        type: its GE type, or FX operator
         before: type that a Cast reads; "" where the dump does not say
         after: type that it gives
         permutation: of a Transpose, if it is a constant
@@ -190,7 +193,6 @@ def summarise(graph: Graph) -> Summary:
         for at, edge in enumerate(edge for edge in node.inputs if edge is not None and not edge.is_control)
     )
     moe = tuple(_moe(graph, node) for node in graph.nodes if any(fnmatchcase(node.type, t) for t in MOE_TYPES))
-    conversions = [_convert(graph, node) for node in graph.nodes if node.type == "Cast" or node.type in TRANSPOSES]
     return Summary(
         graph.name,
         graph.kind,
@@ -201,8 +203,8 @@ def summarise(graph: Graph) -> Summary:
         moe,
         _placements(graph),
         dict(_dynamic(inputs, outputs, moe)),
-        tuple(conversion for conversion in conversions if conversion.type == "Cast"),
-        tuple(conversion for conversion in conversions if conversion.type != "Cast"),
+        tuple(_convert(graph, node) for node in graph.nodes if _is_cast(node)),
+        tuple(_convert(graph, node) for node in graph.nodes if node.type in TRANSPOSES),
     )
 
 
@@ -227,10 +229,16 @@ def _moe(graph: Graph, node: Node) -> MoeNode:
     return MoeNode(node.name, node.type, data_inputs(graph, node), node.outputs, attributes, node.source, node.fx)
 
 
+def _is_cast(node: Node) -> bool:
+    """GE's Cast, or an FX operator that is asked for a type; one that copies to another device only is none."""
+    asked = "dtype" in node.attributes or "_to_copy" not in node.type
+    return node.type == "Cast" or (node.type.startswith(_CONVERTING) and asked)
+
+
 def _convert(graph: Graph, node: Node) -> Conversion:
     edges = [edge for edge in node.inputs if edge is not None and not edge.is_control]
     before = describe(graph, edges[0]).dtype if edges else ""
-    if node.type == "Cast":
+    if node.type not in TRANSPOSES:
         number = node.attributes.get("dst_type")
         after = word_of_number(number) if isinstance(number, int) else (node.outputs[0].dtype if node.outputs else "")
         return Conversion(node.name, node.type, before, after, None, _origin(node.fx, _CONVERTING), node.fx)

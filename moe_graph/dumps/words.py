@@ -14,7 +14,7 @@ DRAWN = 400  # nodes of the largest graph that a notebook draws by itself
 
 def short_counts(types: Mapping[str, int]) -> str:
     """ "12 nodes: 3 Data, 2 MoeReRouting, ...": the most frequent types, those of MoE first."""
-    order = sorted(types, key=lambda name: (not name.startswith("Moe"), -types[name], name))
+    order = sorted(types, key=lambda name: ("moe" not in name.lower(), -types[name], name))
     named = ", ".join(f"{types[name]} {name}" for name in order[:SHOWN])
     more = f", {len(order) - SHOWN} other types" if len(order) > SHOWN else ""
     total = sum(types.values())

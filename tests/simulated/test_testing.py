@@ -9,7 +9,8 @@ import torchair
 
 import cases
 import moe_graph
-from moe_graph import testing
+from moe_graph import dumps, testing
+from moe_graph.dumps.diff import diff
 
 
 class Model(torch.nn.Module):
@@ -145,3 +146,18 @@ def test_a_captured_graph_has_the_same_assertions(tmp_path, monkeypatch):
     monkeypatch.delenv(testing.UPDATE)
     testing.assert_unchanged(lowered.graph, tmp_path / "step.txt")
     assert "npu.npu_moe_re_routing.default(" in (tmp_path / "step.txt").read_text()
+    assert "<img" in lowered._repr_html_() and "1 npu.npu_moe_re_routing.default" in repr(lowered)
+
+
+def test_the_dumps_of_a_captured_graph_are_read_and_compared(tmp_path):
+    config = torchair.CompilerConfig()
+    config.debug.graph_dump.type, config.debug.graph_dump.path = "py", str(tmp_path)
+    x, counts = torch.randn(6, 4), torch.tensor([[1, 2], [2, 1]])
+    lowered = testing.lower(Step(), x, counts, dynamic=True, mode="reduce-overhead", config=config)
+    by_stage = {graph.stage: graph for graph in dumps.read(tmp_path)}
+    optimized, in_memory = by_stage["optimized"], dumps.from_fx(lowered.graph.module)
+    assert not diff(optimized, in_memory) and optimized.kind == "fx"
+    changes = [change.after for node in diff(by_stage["original"], optimized).changed for change in node.changes]
+    assert changes == ["aten.relu_.default"]
+    (moe,) = dumps.summarise(optimized).moe
+    assert moe.type == "npu.npu_moe_re_routing.default" and "in forward" in moe.source[0]
