@@ -1,7 +1,7 @@
-"""One small Mixture-of-Experts layer, spread over the ranks in each way of `WAYS`, in each mode, against the dense layer of one process.
+"""One small Mixture-of-Experts layer, spread over the ranks in each way of `WAYS`, in each mode, against one process' dense layer.
 
-A process is one rank of the ways that its arguments name. It prints `WAY, MODE, ROUTING: DIFFERENCE` (of the largest value of the dense layer)
-and, of each way and mode, `WAY, MODE: N graphs`.
+A process is one rank of the ways that its arguments name. It prints `WAY, MODE, ROUTING: DIFFERENCE on rank N` (of the largest value of
+the dense layer) and, of each way and mode, `WAY, MODE: N graphs, N captures on rank N`.
 
 Symbols: S tokens of this rank, k experts a token goes to, E experts on a rank, H hidden, I inner size of this rank's part, A rows.
 """
