@@ -8,6 +8,7 @@ Importing it registers, where they are missing, the operator's schema, fake impl
     engine/       executes a lowered GE graph on the CPU         simulator/     a device for the real torch_npu without CANN
     conformance/  torchair's declared cases on the engine        testing        assertions on a model's lowered graph
     dumps/        graph dumps: read, summarised, compared        passes         passes over the graph that is lowered
+    planning/     graphs and their costs from shapes alone
 """
 
 from moe_graph.foundation import at_import  # noqa: F401  isort: skip  what needs no torch is answered before it is imported

@@ -36,6 +36,7 @@ from moe_graph.dumps.reading_definition import from_definition as read_graph
 from moe_graph.dumps.words import short_counts
 from moe_graph.engine import attributes
 from moe_graph.engine import graph as ge_graph
+from moe_graph.planning import fakes, lowering
 
 UPDATE = "MOE_GRAPH_UPDATE_GRAPHS"
 _RECORD = f"pytest --npu-graphs-update, or {UPDATE}=1, records it"
@@ -206,8 +207,8 @@ class Lowered:
 
     Attributes:
         graphs: in the order they were loaded: `Graph`, or `CapturedGraph` of mode "reduce-overhead"
-        outputs: of each call, on the CPU
-        expected: eager PyTorch's on the CPU, for the same calls
+        outputs: of each call, on the CPU; fake tensors if the module or its inputs were described only
+        expected: eager PyTorch's on the CPU, for the same calls; none if they were described only
     """
 
     graphs: list[Any] = field(default_factory=list)
@@ -238,8 +239,11 @@ def lower(
 ) -> Lowered:
     """Compile a copy of `model` for the NPU with torchair, call it, and keep the graphs it was lowered to.
 
+    Where a parameter or an input has no memory (it is on the device "meta", or a FakeTensor), nothing is allocated and nothing is run: the
+    graph is lowered from shapes alone, the outputs are fake, and there is nothing to compare them with.
+
     Args:
-        model: a module or function, on the CPU. It is not changed.
+        model: a module or function, on the CPU or described. It is not changed.
         inputs: arguments of the first call; CPU tensors are copied to the NPU.
         more_inputs: arguments of further calls of the same compiled model.
         dynamic: as in `torch.compile`.
@@ -255,6 +259,12 @@ def lower(
     torchair = _torchair()
     calls = [inputs, *more_inputs]
     result = Lowered()
+    if fakes.is_described(model, calls):
+        found, result.outputs = lowering.lower(
+            model, calls, dynamic=dynamic, fullgraph=fullgraph, config=config, mode=mode
+        )
+        result.graphs = [CapturedGraph(g.module) if g.definition is None else Graph(g.definition) for g in found]
+        return result
     with torch.no_grad():
         for call in calls:
             reference, arguments = (
@@ -340,7 +350,12 @@ def assert_no_host_tensors(graph: Graph | CapturedGraph, allowed: Sequence[str] 
 
 
 def assert_equals_eager(lowered: Lowered, *, rtol: float | None = None, atol: float | None = None) -> None:
-    """All calls gave what eager PyTorch gives on the CPU. Tolerances default to those of `torch.testing.assert_close`."""
+    """All calls gave what eager PyTorch gives on the CPU. Tolerances default to those of `torch.testing.assert_close`.
+
+    Raises ValueError if the module was lowered from a description: it has given no values.
+    """
+    if len(lowered.expected) != len(lowered.outputs):
+        raise ValueError("the module was lowered from shapes alone: it gave no values that could be compared")
     for outputs, expected in zip(lowered.outputs, lowered.expected):
         torch.testing.assert_close(outputs, expected, rtol=rtol, atol=atol, equal_nan=True)
 

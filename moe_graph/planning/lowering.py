@@ -1,0 +1,185 @@
+"""Lower a module for the NPU with torchair as it is, on tensors without memory: the graph, and nothing is run.
+
+torchair lowers by shapes alone; only what comes after, the loading and the run, asks for memory. So a compiled function that is given
+fake tensors is lowered, its graph is kept, and its outputs are fake, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from moe_graph.engine import graph as ge_graph
+from moe_graph.planning import fakes
+
+ND = 2  # the number of the format that says nothing of a layout
+DUMP_KINDS = ("txt", "pbtxt", "py")
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A graph as torchair would have loaded or captured it.
+
+    Attributes:
+        name: torchair's name of it
+        definition: its protobuf GraphDef; None in the mode that captures
+        module: the FX graph that was lowered, in the mode that captures the one that is run, after torchair's passes
+        inputs: what the compiled function was called with, in the order of the FX graph's placeholders: fake tensors and numbers
+        source_lines: the line of the program that an FX node came from, by the node's name
+    """
+
+    name: str
+    definition: Any
+    module: torch.fx.GraphModule
+    inputs: tuple[Any, ...]
+    source_lines: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def recorded(graphs: list[LoweredGraph], dump: str | Path | None = None) -> Iterator[None]:
+    """Inside the block, what torchair compiles is called without being run where it is called with fake tensors.
+
+    `graphs` takes each graph, when it is called first; into the folder `dump` they are written in every kind of torchair's, as lowered
+    ("original") and after its passes ("optimized").
+    """
+    import torch_npu
+    from torchair._acl_concrete_graph.fx2acl_converter import AclConcreteGraph
+    from torchair._ge_concrete_graph.fx2ge_converter import GeConcreteGraph
+    from torchair.npu_fx_compiler import _NpuFxCompiler
+
+    generate = _NpuFxCompiler._gen_compiled_gm
+
+    def keeping(self: Any, gm: torch.fx.GraphModule, example_inputs: Any, observer: Any) -> Any:
+        return _Runner(generate(self, gm, example_inputs, observer), gm, graphs, dump)
+
+    changed: list[tuple[Any, str, Any]] = [
+        (_NpuFxCompiler, "_gen_compiled_gm", keeping),
+        (torch_npu, "get_npu_format", _of_memory(torch_npu.get_npu_format, lambda tensor: ND)),
+        (torch_npu, "get_storage_size", _of_memory(torch_npu.get_storage_size, Tensor.numel)),
+    ]
+    if dump is not None:
+        Path(dump).mkdir(parents=True, exist_ok=True)
+        for kind in (GeConcreteGraph, AclConcreteGraph):
+            changed.append((kind, "optimize_graph_without_runtime", _dumping(kind, dump)))
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+    for owner, name, value in changed:
+        setattr(owner, name, value)
+    try:
+        with fakes.modules_convert():
+            yield
+    finally:
+        for owner, name, value in originals:
+            setattr(owner, name, value)
+
+
+def _of_memory(original: Callable[[Tensor], int], otherwise: Callable[[Tensor], int]) -> Callable[[Tensor], int]:
+    """A question that torch_npu answers of a tensor's memory, and its answer for one without."""
+
+    def ask(tensor: Tensor) -> int:
+        return otherwise(tensor) if isinstance(tensor, FakeTensor) else original(tensor)
+
+    return ask
+
+
+def _dumping(kind: type, folder: str | Path) -> Callable[..., None]:
+    optimize: Any = kind.optimize_graph_without_runtime  # type: ignore[attr-defined]
+
+    def dump_and_optimize(self: Any, *args: Any, **kwargs: Any) -> None:
+        write(self, folder, "original")
+        optimize(self, *args, **kwargs)
+
+    return dump_and_optimize
+
+
+def write(concrete: Any, folder: str | Path, stage: str) -> None:
+    """Write torchair's graph in every kind that it has for it, under torchair's names."""
+    captured = not hasattr(concrete, "_input_info_list")
+    name = concrete.fx_graph_name if captured else concrete.graph.name
+    for kind in ("py",) if captured else DUMP_KINDS:
+        concrete.dump(str(Path(folder) / f"dynamo_{stage}_{name}.{kind}"))
+
+
+class _Runner:
+    """What torchair's compiled function calls in place of its graph."""
+
+    def __init__(self, concrete: Any, functional: torch.fx.GraphModule, graphs: list[LoweredGraph], dump: Any) -> None:
+        self._concrete = concrete
+        self._functional = functional
+        self._graphs = graphs
+        self._dump = dump
+        self._seen = False
+
+    def __call__(self, *args: Any) -> Any:
+        mode = next((value.fake_mode for value in args if isinstance(value, FakeTensor)), None)
+        if mode is None:
+            return self._concrete(*args)
+        if not self._seen:
+            self._seen = True
+            self._graphs.append(self._graph(args))
+            if self._dump is not None:
+                write(self._concrete, self._dump, "optimized")
+        with mode:
+            return self._functional(*args)
+
+    def _graph(self, args: Sequence[Any]) -> LoweredGraph:
+        concrete = self._concrete
+        module = concrete.fx_graph
+        lines = {node.name: _line(node) for node in module.graph.nodes if node.stack_trace}
+        if not hasattr(concrete, "_input_info_list"):
+            return LoweredGraph(concrete.fx_graph_name, None, module, tuple(args), lines)
+        functions = [info.func for info in concrete._input_info_list]
+        process = concrete._gen_input_process(concrete._fx_input_names, concrete._all_sym_input_idx, functions)
+        concrete.update_graph_with_runtime(process(*args), args)
+        definition = ge_graph.parse(concrete.graph.SerializeToString())
+        return LoweredGraph(concrete.graph.name, definition, module, tuple(args), lines)
+
+
+def _line(node: torch.fx.Node) -> str:
+    """'model.py:12 in forward: x = a @ b', the innermost line of the program that a node comes from."""
+    lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()]
+    place = next((at for at in range(len(lines) - 1, -1, -1) if lines[at].startswith("File ")), None)
+    if place is None:
+        return ""
+    file, line, function = (part.strip() for part in lines[place].split(", ", 2))
+    code = f": {lines[place + 1]}" if place + 1 < len(lines) else ""
+    return f"{file[6:-1]}:{line.removeprefix('line ')} {function}{code}"
+
+
+def lower(
+    model: Callable,
+    calls: Sequence[Sequence[Any]],
+    *,
+    dynamic: bool | None = False,
+    fullgraph: bool = True,
+    config: Any = None,
+    mode: str | None = None,
+    dump: str | Path | None = None,
+) -> tuple[list[LoweredGraph], list[Any]]:
+    """Compile a described copy of `model` for the NPU and call it with described copies of each of `calls`.
+
+    Returns the graphs in the order of their first call, and the outputs of the calls: fake tensors. Nothing is allocated and nothing run,
+    whether the tensors given have memory or not. The arguments are those of `moe_graph.testing.lower`.
+    """
+    import torchair
+
+    graphs: list[LoweredGraph] = []
+    outputs = []
+    fake_mode = fakes.fake_mode(model, calls)
+    on_npu, arguments = fakes.on_device(fake_mode, "npu", (model, list(map(tuple, calls))))
+    config = torchair.CompilerConfig() if config is None else config
+    if mode is not None:
+        config.mode = mode
+    torch._dynamo.reset()
+    with torch.no_grad(), recorded(graphs, dump), fake_mode:
+        backend = torchair.get_npu_backend(compiler_config=config)
+        compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+        for call in arguments:
+            outputs.append(compiled(*call))
+    return graphs, outputs
