@@ -21,7 +21,7 @@ NAMESPACE = "npu"
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator `npu::NAME`.
+    """One operator `npu::NAME`, or of another namespace of torch_npu's.
 
     Attributes:
         schema: torch_npu's, which is in force where torch_npu defines the operator; with `kernels` it is defined where torch_npu does
@@ -33,6 +33,7 @@ class Operator:
         ge: the GE types that torchair lowers it to, each with its kernel
         refined_fake: what is added to torch_npu's fake implementation, which takes the place of ours where torch_npu is loaded;
             called with torch_npu's and the arguments. It accepts and refuses what torch_npu's does
+        namespace: "npu", or "atb": the operators of the Ascend Transformer Boost library
     """
 
     schema: str
@@ -40,6 +41,7 @@ class Operator:
     kernels: Mapping[str, Callable] = field(default_factory=dict)
     ge: tuple[GeKernel, ...] = ()
     refined_fake: Callable | None = None
+    namespace: str = NAMESPACE
 
     @property
     def name(self) -> str:
@@ -49,13 +51,13 @@ class Operator:
     @property
     def qualname(self) -> str:
         """The name with the namespace."""
-        return f"{NAMESPACE}::{self.name}"
+        return f"{self.namespace}::{self.name}"
 
     @property
     def overload(self) -> torch._ops.OpOverload:
         """The operator now in force, torch_npu's or ours. Looked up at each use: loading torch_npu replaces it."""
         name, _, overload = self.name.partition(".")
-        return getattr(getattr(torch.ops.npu, name), overload or "default")
+        return getattr(getattr(getattr(torch.ops, self.namespace), name), overload or "default")
 
     @property
     def room(self) -> str:
@@ -104,15 +106,18 @@ def declare(
     return operator
 
 
-def of_torch_npu(name: str, reference: Callable, *, ge: Sequence[GeKernel] = ()) -> Operator:
+def of_torch_npu(
+    name: str, reference: Callable, *, ge: Sequence[GeKernel] = (), namespace: str = NAMESPACE
+) -> Operator:
     """An operator that torch_npu alone defines: schema, fake implementation and gradient are torch_npu's; the reference computes it.
 
     Args:
         name: without its namespace, with the overload's if it is not the default one.
         reference: takes the schema's parameters, on CPU tensors; a ScalarType comes as a torch.dtype.
         ge: the GE types it lowers to.
+        namespace: see `Operator`.
     """
-    return Operator(name, reference, ge=tuple(ge))
+    return Operator(name, reference, ge=tuple(ge), namespace=namespace)
 
 
 def _composed_derivatives(operator: Operator, fallback: Callable) -> Callable:

@@ -39,8 +39,17 @@ COMPOSED_BUT_TRACED = frozenset({"aten::one_hot"})
 # Of these, what is int32 on a device for int32 indices. torch's composition wants int64.
 LIKE_THE_INDEX = frozenset({"aten::one_hot"})
 
+# Their CPU tensors, lengths of sequences, are parameters of the launch: read when it is made, whatever they hold at a replay.
+HOST_PARAMETERS = frozenset(
+    """
+    atb::_npu_flash_attention atb::_npu_flash_attention_unpad atb::_npu_flash_attention_unpad_v2 atb::_npu_flash_attention_v3
+    atb::_npu_flash_attention_qlens atb::_npu_paged_attention atb::_npu_paged_attention_get_workspace atb::_npu_paged_attention_mla
+    atb::_npu_paged_attention_quant atb::_npu_paged_attention_splitfuse atb::_npu_quantize_per_tensor
+    """.split()
+)
+
 # Those that take CPU tensors beside NPU ones, on a device too.
-ACROSS_DEVICES = frozenset(
+ACROSS_DEVICES = HOST_PARAMETERS | frozenset(
     """
     aten::copy_ aten::_to_copy aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
     aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
+from moe_graph.simulator.eager.exceptions import HOST_PARAMETERS
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias
 
 _CPU = torch.device("cpu")
+_TAKE_HOST_TENSORS = HOST_PARAMETERS | {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}
 
 
 class Operator(Protocol):
@@ -98,7 +100,7 @@ def _refuse_waits(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str
     """What the host must wait for cannot be captured: torch_npu's own error, from its own wait."""
     traffic = launches.host_traffic(overload, args, kwargs)
     why = traffic.why if traffic is not None and traffic.waits else None
-    if why is None and overload._schema.name not in ("aten::copy_", "aten::_copy_from", "aten::_to_copy"):
+    if why is None and overload._schema.name not in _TAKE_HOST_TENSORS:
         if any(
             isinstance(value, Tensor) and value.is_cpu and value.dim() for value in _flat((*args, *kwargs.values()))
         ):
@@ -204,7 +206,7 @@ class _Arguments:
             return value
         if value.device.type == "npu" or is_host_memory_of_device(value):
             return borrowed_view(value)
-        if value.dim():
+        if value.dim() and self._overload._schema.name not in HOST_PARAMETERS:
             return value  # pinned memory, read or written at each replay
         return self._baked.setdefault(id(value), value.clone()) if value.is_cpu else value
 

@@ -1,0 +1,243 @@
+"""The operators of ATB, by loops over tokens in NumPy; captured with the lengths of sequences on the host, too."""
+
+import numpy as np
+import pytest
+import torch
+import torch_npu
+
+RNG = np.random.default_rng(0)
+HALF = dict(rtol=2**-9, atol=2**-11)
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float16)
+
+
+def npu(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x)).npu()
+
+
+def attention(query, key, value, scale, added=None, seen=None):
+    """query [Sq, N, D], key [Sk, K, D], value [Sk, K, Dv] -> [Sq, N, Dv], float64; added and seen [N, Sq, Sk]."""
+    rows, heads = query.shape[:2]
+    out = np.zeros((rows, heads, value.shape[2]))
+    for n in range(heads):
+        k = n // (heads // key.shape[1])
+        for i in range(rows):
+            scores = key[:, k].astype(np.float64) @ query[i, n].astype(np.float64) * scale
+            scores = scores if added is None else scores + added[n, i]
+            weights = (
+                np.exp(scores - scores.max()) if seen is None else np.exp(scores - scores[seen[i]].max()) * seen[i]
+            )
+            out[i, n] = weights / weights.sum() @ value[:, k].astype(np.float64)
+    return out
+
+
+def close(out: torch.Tensor, expected: np.ndarray) -> None:
+    torch.testing.assert_close(out.cpu().double(), torch.from_numpy(expected).reshape(out.shape), **HALF)
+
+
+LENGTHS = [3, 5]
+QUERY, KEY, VALUE = random(8, 4, 6), random(8, 2, 6), random(8, 2, 3)
+
+
+def by_sequence(added=None, seen=None):
+    parts, start = [], 0
+    for length in LENGTHS:
+        rows = slice(start, start + length)
+        more = None if added is None else added[:, :length, :length]
+        parts.append(attention(QUERY[rows], KEY[rows], VALUE[rows], 0.4, more, None if seen is None else seen(length)))
+        start += length
+    return np.concatenate(parts)
+
+
+def test_flash_attention_without_and_with_a_mask():
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
+    out = torch.empty(8, 4, 3, dtype=torch.float16).npu()
+    torch_npu._npu_flash_attention_unpad(npu(QUERY), npu(KEY), npu(VALUE), lengths, 0.4, 4, 2, out)
+    close(out, by_sequence())
+    mask = np.triu(np.full((6, 6), -9999.0), 1).astype(np.float16)
+    flat = torch.empty(8, 12, dtype=torch.float16).npu()  # heads side by side
+    sides = [npu(x.reshape(8, -1)) for x in (QUERY, KEY, VALUE)]
+    torch_npu._npu_flash_attention(*sides, npu(mask), lengths, 0.4, 4, 2, flat)
+    close(flat, by_sequence(seen=lambda n: np.tril(np.ones((n, n), bool))))
+    triangle = torch.ones(128, 128, dtype=torch.float16).triu(1).npu()
+    torch_npu._npu_flash_attention_v3(npu(QUERY), npu(KEY), npu(VALUE), triangle, lengths, 0.4, 4, 2, out=out)
+    close(out, by_sequence(seen=lambda n: np.tril(np.ones((n, n), bool))))
+
+
+SLOPES = np.array([-0.5, -0.25, -0.1, -0.7], dtype=np.float32)
+DISTANCE = np.arange(256)[:, None] - np.arange(256)
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_flash_attention_v2_with_alibi(root):
+    steps = np.sqrt(np.abs(DISTANCE)) if root else np.abs(DISTANCE)
+    mask = (np.tril(steps) + np.triu(np.full((256, 256), 60000.0), 1)).astype(np.float16)
+    out = torch.empty(8, 4, 3, dtype=torch.float16).npu()
+    given = [npu(QUERY), npu(KEY), npu(VALUE)]
+    sizes = dict(scale_value=0.4, num_heads=4, num_kv_heads=2, out=out)
+    added = SLOPES[:, None, None] * steps
+    expected = by_sequence(added, lambda n: np.tril(np.ones((n, n), bool)))
+    compressed = dict(mask=npu(mask), slopes=npu(SLOPES), mask_type=5 if root else 4)
+    torch_npu.atb._npu_flash_attention_v2(*given, LENGTHS, **compressed, **sizes)
+    close(out, expected)
+    whole = np.triu(np.full((4, 6, 6), -60000.0), 1) + added[:, :6, :6]
+    torch_npu.atb._npu_flash_attention_v2(
+        *given, LENGTHS, mask=npu(whole[None].astype(np.float32)), mask_type=2, **sizes
+    )
+    close(out, expected)
+    with pytest.raises(RuntimeError, match="_npu_flash_attention_v2: mask must be"):
+        torch_npu.atb._npu_flash_attention_v2(*given, LENGTHS, **{**compressed, "mask": npu(mask.T)}, **sizes)
+
+
+CACHES = random(5, 4, 2, 6), random(5, 4, 2, 3)
+TABLE = np.array([[2, 0, 4], [1, 3, 9]], dtype=np.int32)
+CONTEXT = [10, 6]
+
+
+def tokens(cache: np.ndarray, sequence: int) -> np.ndarray:
+    return np.stack([cache[TABLE[sequence, t // 4], t % 4] for t in range(CONTEXT[sequence])])
+
+
+def paged(queries, added=None, seen=None):
+    parts, start = [], 0
+    for b, count in enumerate(queries):
+        rows = slice(start, start + count)
+        key, value = (tokens(cache, b) for cache in CACHES)
+        more = None if added is None else added[b]
+        visible = None if seen is None else seen(count, CONTEXT[b])
+        parts.append(attention(QUERY[rows], key, value, 0.4, more, visible))
+        start += count
+    return np.concatenate(parts)
+
+
+def test_paged_attention_of_one_query():
+    given = [npu(QUERY[:2]), *map(npu, CACHES)]
+    out, lengths = torch.empty(2, 4, 3, dtype=torch.float16).npu(), torch.tensor(CONTEXT, dtype=torch.int32)
+    torch_npu._npu_paged_attention(*given, 2, 4, 0.4, npu(TABLE), lengths, out)
+    close(out, paged([1, 1]))
+    mask = random(2, 4, 1, 10)
+    options = dict(value_cache=given[2], num_kv_heads=2, num_heads=4, scale_value=0.4, out=out)
+    torch_npu.atb._npu_paged_attention_v2(
+        given[0], given[1], npu(TABLE), CONTEXT, mask=npu(mask), mask_type=2, **options
+    )
+    close(out, paged([1, 1], [mask[b, :, :, : CONTEXT[b]].astype(np.float64) for b in range(2)]))
+    torch_npu._npu_paged_attention_mla(*given[:2], 2, 4, 0.4, npu(TABLE), lengths, 3, out)
+    expected = [attention(QUERY[b : b + 1], tokens(CACHES[0], b), tokens(CACHES[0][..., :3], b), 0.4) for b in range(2)]
+    close(out, np.concatenate(expected))
+    with pytest.raises(RuntimeError, match="block_table must be of second size 4 at least"):
+        torch_npu._npu_paged_attention(*given, 2, 4, 0.4, npu(TABLE), lengths + 4, out)
+
+
+def test_paged_attention_of_several_queries():
+    out = torch.empty(8, 4, 3, dtype=torch.float16).npu()
+    lengths, context = (torch.tensor(x, dtype=torch.int32) for x in (LENGTHS, CONTEXT))
+    rows = np.zeros((8, 10), np.float16)
+    for b, start in enumerate((0, 3)):
+        for i in range(LENGTHS[b]):
+            rows[start + i, CONTEXT[b] - LENGTHS[b] + i + 1 :] = -9999
+    expected = paged(LENGTHS, seen=lambda n, k: np.tril(np.ones((n, k), bool), k - n))
+    caches = list(map(npu, CACHES))
+    sizes = (2, 4, 0.4, out)
+    torch_npu._npu_paged_attention_splitfuse(npu(QUERY), *caches, npu(TABLE), context, npu(rows), lengths, *sizes)
+    close(out, expected)
+    triangle = torch.ones(128, 128, dtype=torch.float16).triu(1).npu()
+    torch_npu._npu_flash_attention_qlens(npu(QUERY), *caches, npu(TABLE), triangle, lengths, context, *sizes)
+    close(out, expected)
+    mask = np.tril(DISTANCE) + np.triu(np.full((256, 256), 60000.0), 1)
+    torch_npu.atb._npu_flash_attention_prefix_v2(
+        npu(QUERY),
+        *(npu(cache.reshape(5, 4, -1)) for cache in CACHES),
+        npu(TABLE),
+        npu(mask.astype(np.float16)),
+        LENGTHS,
+        CONTEXT,
+        slopes=npu(SLOPES),
+        mask_type=4,
+        num_kv_heads=2,
+        num_heads=4,
+        scale_value=0.4,
+        out=out,
+    )
+    added = []
+    for n, k in zip(LENGTHS, CONTEXT):
+        added.append(SLOPES[:, None, None] * np.abs(np.arange(n)[:, None] + k - n - np.arange(k)))
+    close(out, paged(LENGTHS, added, lambda n, k: np.tril(np.ones((n, k), bool), k - n)))
+
+
+def test_paged_attention_of_int8():
+    query, key, value = (RNG.integers(-20, 20, s).astype(np.int8) for s in ((2, 4, 6), (5, 4, 2, 6), (5, 4, 2, 3)))
+    k_scale, v_scale = (RNG.uniform(0.01, 0.02, 4).astype(np.float32) for _ in range(2))
+    expected = np.empty((2, 4, 3))
+    for b in range(2):
+        for n in range(4):
+            scores = tokens(key, b)[:, n // 2].astype(np.float64) @ query[b, n].astype(np.float64) * k_scale[n] * 0.4
+            weights = np.exp(scores - scores.max())
+            step = weights.max() / 127
+            rounded = np.round(weights / step) @ tokens(value, b)[:, n // 2].astype(np.float64)
+            expected[b, n] = rounded * step * v_scale[n] / weights.sum()
+    out, lengths = torch.empty(2, 4, 3, dtype=torch.float16).npu(), torch.tensor(CONTEXT, dtype=torch.int32)
+    given = [npu(x) for x in (query, key, value)]
+    scales = [npu(k_scale), npu(v_scale)]
+    torch_npu._npu_paged_attention_quant(*given, 2, 4, 0.4, npu(TABLE), lengths, 3, 1, *scales, out)
+    close(out, expected)
+
+
+def test_a_captured_paged_attention_keeps_the_lengths_that_it_was_launched_with():
+    given = [npu(QUERY[:2]), *map(npu, CACHES)]
+    out, lengths = torch.zeros(2, 4, 3, dtype=torch.float16).npu(), torch.tensor(CONTEXT, dtype=torch.int32)
+    graph = torch.npu.NPUGraph()
+    workspace = torch_npu._npu_paged_attention_get_workspace(*given, 2, 4, 0.4, npu(TABLE), lengths, out)
+    table = npu(TABLE)
+    with torch.npu.graph(graph):
+        torch_npu._npu_paged_attention(*given, 2, 4, 0.4, table, lengths, out, workspace=workspace)
+    lengths.fill_(1)
+    graph.replay()
+    close(out, paged([1, 1]))
+
+
+@pytest.mark.parametrize("neox", [False, True])
+def test_rotary_embedding(neox):
+    angles = np.arange(10)[:, None] * np.array([1.0, 0.3, 0.05])
+    cache = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    positions, query, key = np.array([7, 0, 3]), random(3, 12), random(3, 6)
+    turned = []
+    for x in (query, key):
+        y = x.reshape(3, -1, 6).astype(np.float64)
+        for t, p in enumerate(positions):
+            for i in range(3):
+                a, b = (i, i + 3) if neox else (2 * i, 2 * i + 1)
+                one, two, cos, sin = y[t, :, a].copy(), y[t, :, b].copy(), cache[p, i], cache[p, 3 + i]
+                y[t, :, a], y[t, :, b] = one * cos - two * sin, two * cos + one * sin
+        turned.append(y)
+    on_npu = npu(query), npu(key)
+    torch_npu._npu_rotary_embedding(npu(positions), *on_npu, 6, npu(cache), neox)
+    close(on_npu[0], turned[0])
+    close(on_npu[1], turned[1])
+
+
+def test_reshape_and_cache():
+    key, value = RNG.integers(-128, 128, (3, 2, 32)).astype(np.int8), random(3, 2, 16)
+    keys, values = RNG.integers(-128, 128, (4, 2, 5, 32)).astype(np.int8), random(4, 5, 2, 16)  # NZ, by token
+    slots = np.array([13, -1, 6], dtype=np.int32)
+    wanted = keys.copy(), values.copy()
+    for t, slot in enumerate(slots):
+        if slot >= 0:
+            wanted[0][slot // 5, :, slot % 5] = key[t].reshape(2, 32)
+            wanted[1][slot // 5, slot % 5] = value[t]
+    on_npu = npu(keys), npu(values)
+    torch_npu._npu_reshape_and_cache(npu(key), npu(value), *on_npu, npu(slots))
+    for found, expected in zip(on_npu, wanted):
+        assert torch.equal(found.cpu(), torch.from_numpy(expected))
+    alone = npu(values)
+    torch_npu._npu_reshape_and_cache_siso(npu(value), alone, npu(slots))
+    assert torch.equal(alone.cpu(), torch.from_numpy(wanted[1]))
+
+
+def test_quantize_per_tensor():
+    x, scale, zero = random(2, 8), RNG.uniform(0.01, 0.1, 8).astype(np.float16), RNG.integers(-9, 9, 8).astype(np.int8)
+    expected = np.clip(np.round(x.astype(np.float32) / scale.astype(np.float32)) + zero, -128, 127).astype(np.int8)
+    y = torch.zeros(2, 8, dtype=torch.int8).npu()
+    torch_npu._npu_quantize_per_tensor(npu(x), npu(scale), npu(zero), y)
+    assert torch.equal(y.cpu(), torch.from_numpy(expected))
