@@ -25,6 +25,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("moe_graph.commands.launch", "run a script or module on the simulated device", True),
+    "survey": Command(
+        "moe_graph.commands.survey", "list in one pass what a program needs and the simulated device lacks", False
+    ),
     "doctor": Command("moe_graph.commands.doctor", "look at this machine: what works, and what mends the rest", False),
     "activate": Command(
         "moe_graph.commands.switch", "start the simulated device in every Python of this environment", False

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_graph.engine import graph
+from moe_graph.engine import graph, stand_ins
 from moe_graph.engine.errors import GraphError, KernelError
 from moe_graph.engine.graph import Node, Plan
+from moe_graph.foundation import survey
 
 # What watches a run: called with the plan and the values known at its start (inputs and constants), it returns what to call
 # after each node, with the node and its outputs. Observers must not change a tensor, nor keep one that they have not copied.
@@ -84,15 +85,18 @@ class Program:
         with torch.no_grad():
             watching = [watcher for watcher in _watchers if watcher.thread in (None, thread)]
             recorders = [watcher.observer(plan, values) for watcher in watching]
+            execute = stand_ins.StandIns(plan, values, _execute) if survey.is_on() else _execute
             for index in plan.order:
                 node = plan.nodes[index]
-                results = _execute(node, values, plan)
+                results = execute(node, values, plan)
                 for record in recorders:
                     record(node, results)
                 values.update(((index, output), result) for output, result in enumerate(results))
                 del results  # what no later node reads is freed now, not after the next node
                 for slot in plan.frees.get(index, ()):
                     values.pop(slot, None)
+            if isinstance(execute, stand_ins.StandIns):
+                execute.check(values)
             results = [_apart_from_constants(values[slot], plan) for slot in plan.results]
         if not any(watcher.compares_with_fx for watcher in watching):
             _check_outputs(results, plan)

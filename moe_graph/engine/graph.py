@@ -13,6 +13,7 @@ from torch import Tensor
 from moe_graph.engine import attributes, dtypes, proto, registry
 from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.errors import GraphError
+from moe_graph.foundation import survey
 
 DATA_TYPES = ("Data", "RefData")
 CONST_TYPES = ("Const", "Constant")
@@ -31,14 +32,19 @@ class Descriptor:
     """An input or output as the graph describes it: GE name, type (None: left open) and dimensions (-1 unknown, [-2] unknown rank).
 
     fx_name   the FX tensor it is, as torchair notes it on outputs ("add-aten.add.Tensor.OUTPUT.0"), or ""
-    is_fx     its type and dimensions are those of a tensor of the FX graph
+    fx_meta   that FX value in words, its sizes by their symbols ("Tensor(dtype=torch.float32, shape=torch.Size([s77, 16])"), or ""
     """
 
     name: str
     type: GeType | None
     shape: tuple[int, ...]
     fx_name: str = ""
-    is_fx: bool = False
+    fx_meta: str = ""
+
+    @property
+    def is_fx(self) -> bool:
+        """Are its type and dimensions those of a tensor of the FX graph?"""
+        return self.fx_meta.startswith("Tensor(")
 
 
 @dataclass
@@ -56,6 +62,11 @@ class Node:
     kernel: registry.Kernel | None = None
     bound: tuple[Any, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """The line of the program it came from; where that is not known, the FX node."""
+        return self.source.partition(", ")[2] or self.source
 
     def __str__(self) -> str:
         origin = f", from {self.source}" if self.source else ""
@@ -122,7 +133,12 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
         if node.type in CONST_TYPES:
             constants[index, 0] = _constant(node, op)
         elif node.type not in DATA_TYPES and node.type != OUTPUT_TYPE:
-            _bind(node, op)
+            try:
+                _bind(node, op)
+            except GraphError as error:
+                if not survey.is_on():
+                    raise
+                _survey(node, error)
             order.append(index)
     for node, op in zip(nodes, graph.op):
         if node.type in DATA_TYPES:
@@ -152,11 +168,11 @@ def _node(index: int, op: Any) -> Node:
 
 
 def _descriptor(desc: Any) -> Descriptor:
-    is_fx = desc.attr["_meta"].s.startswith(b"Tensor(") if "_meta" in desc.attr else False
+    fx_meta = desc.attr["_meta"].s.decode(errors="replace") if "_meta" in desc.attr else ""
     # Of an input in a private format torchair writes the program's shape beside the descriptor's own, which is that of the format.
     private = "origin_shape_initialized" in desc.attr and desc.attr["origin_shape_initialized"].b
     shape = desc.attr["origin_shape"].list.i if private else desc.shape.dim
-    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(shape), _fx_name(desc), is_fx)
+    return Descriptor(desc.name, dtypes.from_proto(desc.dtype), tuple(shape), _fx_name(desc), fx_meta)
 
 
 def _fx_name(desc: Any) -> str:
@@ -312,6 +328,16 @@ def _bind(node: Node, op: Any) -> None:
         raise GraphError(f"{node}: {error}") from error
     if kernel.wants_node:
         node.attributes["node"] = node
+
+
+def _survey(node: Node, error: GraphError) -> None:
+    """Note what is lacking; the evaluator answers for the node with stand-ins."""
+    node.kernel = None
+    if registry.get(node.type) is None:
+        taken = ", ".join(f"{desc.name} {desc.type.name if desc.type else ''}".strip() for desc in node.inputs)
+        survey.found(survey.GE_TYPE, node.type, f"takes {taken}", node.line)
+    else:
+        survey.found(survey.GE_FORM, node.type, str(error), node.line)
 
 
 def _bind_attributes(kernel: registry.Kernel, op: Any) -> dict[str, Any]:

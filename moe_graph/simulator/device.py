@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-from moe_graph.foundation import cann, settings
+from moe_graph.foundation import cann, settings, survey
 from moe_graph.simulator.runtime import build, library
 from moe_graph.simulator.runtime.errors import SimulatorError
 
@@ -77,7 +77,7 @@ def start() -> bool:
 
 
 def _switch_on_by_environment() -> None:
-    """Fault injection, dumps of graphs and the report at exit; nothing is imported for them unless the environment asks."""
+    """Fault injection, dumps of graphs, a survey and the report at exit; nothing is imported for them unless the environment asks."""
     if any(name.startswith("MOE_GRAPH_SIM_FAULT_") for name in os.environ):
         from moe_graph.simulator import faults
 
@@ -86,6 +86,10 @@ def _switch_on_by_environment() -> None:
         from moe_graph.simulator.graph_mode import dump
 
         dump.into(os.environ[DUMP_VARIABLE])
+    if survey.is_on():
+        from moe_graph.simulator import surveyed
+
+        surveyed.begin()
     if os.environ.get(REPORT_VARIABLE, "0") not in ("", "0"):
         from moe_graph.simulator import report
 

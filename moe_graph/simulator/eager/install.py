@@ -15,9 +15,9 @@ from typing import Any, Optional
 import torch
 from torch._guards import detect_fake_mode
 
-from moe_graph.foundation import compat
-from moe_graph.simulator.eager import packed_sequences
-from moe_graph.simulator.eager.call import Operator
+from moe_graph.foundation import compat, marks, survey, transforms
+from moe_graph.simulator.eager import packed_sequences, record, stand_in
+from moe_graph.simulator.eager.call import Operator, with_tensors
 from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, LIKE_THE_INDEX, VIEWS_IN_PLACE
 from moe_graph.simulator.runtime import captured, launches, native
 
@@ -86,7 +86,8 @@ def is_view(schema: torch._C.FunctionSchema) -> bool:
 
 def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[..., Any]:
     """A kernel for the dispatcher that makes what it calls when it is called first."""
-    operator: Callable[..., Any] | None = None
+    operator: Any = None
+    is_surveyed = survey.is_on()
 
     @compat.untraced
     def simulated(*args: Any, **kwargs: Any) -> Any:
@@ -96,6 +97,9 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[
             _empty_queue()
         if operator is None:
             operator = make()
+        if is_surveyed:
+            written = record.written(operator.overload._schema, list(args), kwargs)
+            return marks.computed(lambda: operator(args, kwargs), *args, *kwargs.values(), written=written)
         return operator(args, kwargs)
 
     return simulated
@@ -110,7 +114,7 @@ def _empty_queue() -> None:
 
 def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """The kernel of one operator for NPU tensors: what the operator is on the CPU, on the same memory."""
-    return _lazily(lambda: Operator(overload), native.may_wait_in_queue())
+    return _lazily(lambda: _operator(overload, None), native.may_wait_in_queue())
 
 
 def coverage() -> dict[str, str]:
@@ -147,7 +151,13 @@ def _by_cpu(qualified: str) -> Operator:
     from moe_graph.simulator.eager import aten_operators, dtypes
 
     overload = _overload(qualified)
-    return Operator(overload, dtypes.adapted(overload, aten_operators.FUNCTIONS.get(qualified)))
+    return _operator(overload, dtypes.adapted(overload, aten_operators.FUNCTIONS.get(qualified)))
+
+
+def _operator(overload: torch._ops.OpOverload, function: Callable[..., Any] | None) -> Operator:
+    if survey.is_on():
+        function = stand_in.surveyed(overload, with_tensors(overload) if function is None else function)
+    return Operator(overload, function)
 
 
 def _custom(qualified: str, own: Callable[..., Any] | None, queued: Queued) -> Callable[..., Any]:
@@ -158,7 +168,7 @@ def _custom(qualified: str, own: Callable[..., Any] | None, queued: Queued) -> C
     function = _function(qualified)
     if function is None:
         return _Missing(overload, own, queued)
-    return Operator(overload, dtypes.adapted(overload, function))
+    return _operator(overload, dtypes.adapted(overload, function))
 
 
 def _function(qualified: str) -> Callable[..., Any] | None:
@@ -177,13 +187,13 @@ class _Missing:
     """
 
     def __init__(self, overload: torch._ops.OpOverload, own: Callable[..., Any], queued: Queued) -> None:
-        self._overload = overload
+        self.overload = overload
         self._own = own
         self._queued = queued
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         for observe in launches.observers:
-            observe(self._overload, args, kwargs)
+            observe(self.overload, args, kwargs)
         try:
             result = self._own(_DEVICE_KEYS, *args, **kwargs)
             if self._queued is not None and self._queued():
@@ -194,11 +204,20 @@ class _Missing:
             if reason is None:
                 raise
             for observe in launches.missing_observers:
-                observe(str(self._overload))
+                observe(str(self.overload))
+            if survey.is_on():
+                return self._answer(args, kwargs)
             raise NotImplementedError(
-                f"{self._overload} has no kernel on the simulated device: {reason}. It runs on an NPU; "
-                f"moe_graph.operators.every() lists the operators of npu that run here. {_how_to_add(self._overload)}"
+                f"{self.overload} has no kernel on the simulated device: {reason}. It runs on an NPU; "
+                f"moe_graph.operators.every() lists the operators of npu that run here. {_how_to_add(self.overload)}"
             ) from error
+
+    def _answer(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Note it, and stand in for it."""
+        tensors = transforms.tensors(*args, *kwargs.values())
+        form = ", ".join(f"{str(tensor.dtype)[6:]} {list(tensor.shape)}" for tensor in tensors)
+        survey.found(survey.OPERATOR, self.overload.name(), form, launches.user_line())
+        return Operator(self.overload, stand_in.missing(self.overload))(args, kwargs)
 
 
 def _how_to_add(overload: torch._ops.OpOverload) -> str:

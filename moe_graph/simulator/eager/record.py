@@ -61,7 +61,7 @@ def record(operator: Operator, args: tuple, kwargs: dict[str, Any], device: torc
     """
     overload = operator.overload
     _refuse_waits(overload, args, kwargs)
-    arguments = _Arguments(overload)
+    arguments = Arguments(overload)
     metas = [arguments.to_meta(value) for value in args]
     meta_kwargs = {name: arguments.to_meta(value) for name, value in kwargs.items()}
     asked = kwargs.get("device")
@@ -136,9 +136,9 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
     try:
         return operator.overload(*metas, **kwargs)
     except NotImplementedError as error:
-        written = _written(schema, metas, kwargs)
-        if len(written) == len(schema.returns):
-            return written[0] if len(written) == 1 else tuple(written)
+        given = written(schema, metas, kwargs)
+        if len(given) == len(schema.returns):
+            return given[0] if len(given) == 1 else tuple(given)
         try:
             return operator.function(*metas, **kwargs)
         except NotImplementedError:
@@ -147,7 +147,7 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
             ) from error
 
 
-def _written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+def written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operator writes to, in the shapes that they have. torch_npu declares some as a plain list `out`."""
     given = {**dict(zip([argument.name for argument in schema.arguments], metas)), **kwargs}
     return [
@@ -159,7 +159,7 @@ def _written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str
     ]
 
 
-class _Arguments:
+class Arguments:
     """The tensors of one launch, as meta tensors and as views of raw memory."""
 
     def __init__(self, overload: torch._ops.OpOverload) -> None:
@@ -210,13 +210,17 @@ class _Arguments:
             return value  # pinned memory, read or written at each replay
         return self._baked.setdefault(id(value), value.clone()) if value.is_cpu else value
 
+    def given(self, meta: Tensor) -> Tensor | None:
+        """The tensor of the launch that a meta tensor stands for; None if it is another one."""
+        return next((tensor for tensor, known in self._metas.values() if known is meta), None)
+
     def adopt(self, meta: Any, device: torch.device) -> tuple[Any, bool]:
         """(what the caller gets for a result, is its memory new?)"""
         if not isinstance(meta, Tensor):
             return meta, False
-        for tensor, known in self._metas.values():
-            if known is meta:
-                return tensor, False
+        given = self.given(meta)
+        if given is not None:
+            return given, False
         start = meta.untyped_storage()._cdata
         for tensor, known in self._metas.values():
             if tensor.device.type == "npu" and known.untyped_storage()._cdata == start:

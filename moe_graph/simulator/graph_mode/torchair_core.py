@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_graph.foundation import marks, survey
 from moe_graph.simulator.graph_mode.ir_definitions import ir_definition
 from moe_graph.simulator.graph_mode.source_lines import source_lines
 from moe_graph.simulator.runtime.tensors import cpu_view, is_npu, to_npu
@@ -109,6 +110,11 @@ class TorchNpuGraphBase:
         is what is returned. Raises RuntimeError if the graph was not loaded, if an input is not a tensor, or if an assigned output
         has another shape or dtype or is neither a tensor nor None.
         """
+        if survey.is_on():
+            return marks.computed(lambda: self._run(call), *call[0])
+        return self._run(call)
+
+    def _run(self, call: tuple[list[Tensor], list[Tensor | None], int | None]) -> list[Tensor]:
         inputs, assigned, _stream = call
         _check_tensors(inputs)
         _check_tensors(assigned, optional=True)
@@ -214,6 +220,16 @@ def _finalize_graph_engine() -> None:
     """Nothing to release: a graph's memory goes with it."""
 
 
+def _get_registered_ir_def(op_type: str) -> tuple:
+    """What GE's registry says. Surveyed, a converter's node of a type that it has not may be made: the host engine notes and answers it."""
+    definition = ir_definition(op_type)
+    if definition.status != "SUCCESS" and survey.is_on():
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "custom_op" and caller.f_locals.get("inputs") is not None:
+            return ("SUCCESS", [], [], [])
+    return tuple(definition)
+
+
 def _check_cann_compat(op_type: str, optional_inputs: Any, optional_attrs: Any) -> str:
     """What an older CANN would lack of an operator, in CANN's words; an empty text if nothing.
 
@@ -286,7 +302,7 @@ def module() -> ModuleType:
     made.TorchDataType = TorchDataType
     made.InitializeGraphEngine = _initialize_graph_engine
     made.FinalizeGraphEngine = _finalize_graph_engine
-    made.get_registered_ir_def = lambda op_type: tuple(ir_definition(op_type))
+    made.get_registered_ir_def = _get_registered_ir_def
     made.check_cann_compat = _check_cann_compat
     made.StupidRepeat = _stupid_repeat
     made.SetDebugLogPath = _set_debug_log_path

@@ -58,6 +58,14 @@ static struct {
 } missed[MISSED_CAPACITY];
 static size_t missed_size;
 
+static void (*when_missed)(const char *function);
+
+/* From now on this is called with the name of each function that is not modelled and asked for, but for launches of operators. */
+SIM_API void moe_sim_when_missed(void (*observer)(const char *function))
+{
+    when_missed = observer;
+}
+
 static void remember_missed(const char *function)
 {
     pthread_mutex_lock(&missed_lock);
@@ -99,6 +107,8 @@ aclError sim_not_modelled(const char *function)
     remember_missed(function);
     if (is_launch(function))
         sim_take_lock_back();
+    else if (when_missed != NULL)
+        when_missed(function);
     return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s is not modelled", function);
 }
 
@@ -145,6 +155,8 @@ void sim_not_modelled_cpp(const char *function)
     remember_missed(name);
     sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "%s (C++) is not modelled", name);
     sim_take_lock_back();
+    if (when_missed != NULL)
+        when_missed(name);
     void (*throw_runtime_error)(const char *) = NULL;
     *(void **)&throw_runtime_error = dlsym(RTLD_DEFAULT, "_ZSt21__throw_runtime_errorPKc");
     if (throw_runtime_error != NULL)

@@ -109,16 +109,17 @@ _STANDARD = sysconfig.get_path("stdlib") + "/"
 _ADDED = sysconfig.get_path("purelib") + "/"
 
 
-def user_line() -> str:
-    """'file:line in function' of the innermost frame outside torch, torch_npu, this package and Python's own library.
+def is_of_the_program(file: str) -> bool:
+    """Is a source file outside torch, torch_npu, this package and Python's own library?"""
+    standard = file.startswith(_STANDARD) and not file.startswith(_ADDED)
+    return not file.startswith(_LIBRARIES) and not standard and not file.startswith("<frozen")
 
-    A thread of autograd has no such frame: "backward".
-    """
+
+def user_line() -> str:
+    """'file:line in function' of the innermost frame of the program. A thread of autograd has no such frame: "backward"."""
     frame = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
-        standard = file.startswith(_STANDARD) and not file.startswith(_ADDED)
-        if not file.startswith(_LIBRARIES) and not standard and not file.startswith("<frozen"):
-            return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
+        if is_of_the_program(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return "backward"
