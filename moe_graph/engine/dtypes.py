@@ -50,8 +50,8 @@ TYPES = (
 )
 _BY_GE = {t.ge: t for t in TYPES}
 _BY_PROTO = {t.proto: t for t in TYPES}
-PACKED = frozenset(t.ge for t in TYPES if t.packed)
-"""Numbers of the types below a byte, in GE's enum."""
+TOLD_AS_BYTES = frozenset(t.ge for t in TYPES if t.told_as_bytes)
+"""Numbers, in GE's enum, of the types that FX has for uint8."""
 
 
 def from_ge(number: int) -> GeType:

@@ -19,7 +19,17 @@ DATA_TYPES = ("Data", "RefData")
 CONST_TYPES = ("Const", "Constant")
 OUTPUT_TYPE = "NetOutput"
 # Types that give the elements of their first input, in another shape or order.
-_KEEP_ELEMENTS = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "TensorMove", "View", "Contiguous")
+_KEEP_ELEMENTS = (
+    "Reshape",
+    "Transpose",
+    "Unsqueeze",
+    "Squeeze",
+    "Identity",
+    "TensorMove",
+    "View",
+    "Contiguous",
+    "ExpandDims",
+)
 # Types whose first result is int4 when they are asked for DT_INT32, eight of which go into one.
 _INT32, _INT4 = 3, 29
 _INT4_FOR_INT32 = {"FlatQuant": "dst_dtype"}
@@ -126,7 +136,7 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
         raise GraphError(f"graph {graph.name!r} must have one NetOutput, got {len(outputs)}")
 
     needed = _order(nodes, outputs[0])
-    _carry_packed_types(nodes, graph.op, needed)
+    _carry_types_told_as_bytes(nodes, graph.op, needed)
     constants, data, order = {}, {}, []
     for index in needed:
         node, op = nodes[index], graph.op[index]
@@ -192,28 +202,29 @@ def _trace_sources(nodes: list[Node], source_lines: Mapping[str, str]) -> None:
             node.source += f", {line}"
 
 
-def _carry_packed_types(nodes: list[Node], operators: Any, order: list[int]) -> None:
-    """A type of less than a byte goes on to the readers, as GE infers it: torchair describes it where it is made, if at all."""
+def _carry_types_told_as_bytes(nodes: list[Node], operators: Any, order: list[int]) -> None:
+    """A type that FX has for uint8 goes on to the readers, as GE infers it: torchair describes it where it is made, if at all."""
     for node in map(nodes.__getitem__, order):
         read = [None if slot is None else nodes[slot[0]].outputs[slot[1] : slot[1] + 1] for slot in node.slots]
         node.inputs = tuple(
-            replace(own, type=source[0].type) if source and source[0].type and source[0].type.packed else own
+            replace(own, type=source[0].type) if source and source[0].type and source[0].type.told_as_bytes else own
             for own, source in zip(node.inputs, read)
         )
         made = (
             node.inputs[0].type if node.type in _KEEP_ELEMENTS and node.inputs else _asked_type(operators[node.index])
         )
-        if made is not None and made.packed and node.outputs:
+        if made is not None and made.told_as_bytes and node.outputs:
             node.outputs = (replace(node.outputs[0], type=made), *node.outputs[1:])
 
 
 def _asked_type(op: Any) -> GeType | None:
-    """The type that an attribute asks for, of an operator that quantises to a given one."""
+    """The type that an attribute asks for, of an operator that quantises to a given one or reads bytes as one."""
     asked = _INT4_FOR_INT32.get(op.type)
     if asked is not None and attributes.decode(op.attr[asked]) == _INT32:
         return dtypes.from_ge(_INT4)
-    number = attributes.decode(op.attr["dst_type"]) if "dst_type" in op.attr else None
-    return dtypes.from_ge(number) if isinstance(number, int) and number in dtypes.PACKED else None
+    attribute = "type" if op.type == "Bitcast" else "dst_type"
+    number = attributes.decode(op.attr[attribute]) if attribute in op.attr else None
+    return dtypes.from_ge(number) if isinstance(number, int) and number in dtypes.TOLD_AS_BYTES else None
 
 
 def _connect(node: Node, op: Any, by_name: dict[str, Node]) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,25 @@ class GeType:
     def packed(self) -> bool:
         """Is it stored two or more to a byte?"""
         return self.bits < 8
+
+    @property
+    def told_as_bytes(self) -> bool:
+        """Does FX know its tensors as uint8, so that a description of them may say DT_UINT8?"""
+        return self.packed or self.name in ("DT_HIFLOAT8", "DT_FLOAT8_E8M0")
+
+
+class Planned(Protocol):
+    """What a kernel with a parameter `node` is handed: the node of the graph, for the GE types of its inputs."""
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        """The descriptors of the inputs, each with its `type`."""
+
+
+def type_of_input(node: Planned, position: int) -> str:
+    """The name of an input's GE type, "" if its descriptor leaves it open. It tells types apart that torch carries alike."""
+    known: GeType | None = node.inputs[position].type
+    return "" if known is None else known.name
 
 
 @dataclass(frozen=True)
