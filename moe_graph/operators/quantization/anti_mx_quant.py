@@ -42,7 +42,7 @@ def anti_mx_quant(
     dtype = dtypes.from_number(15 if dst_type is None else dst_type)
     if dtype not in _RESULTS:
         _check.refuse("dst_type", "float16, bfloat16 or float32", dtypes.name(15 if dst_type is None else dst_type))
-    by_dtype = {form.dtype: form for form in mx.FLOAT8}
+    by_dtype = {form.dtype: form for form in mx.FLOAT8 if form.dtype is not None}
     if x.dtype in by_dtype:
         form = by_dtype[x.dtype]
     else:
