@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_graph.simulator.communication import place
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import is_npu
@@ -28,10 +29,8 @@ _checking = threading.local()
 def install(group: type) -> None:
     """Let the communication of this class of process groups be recorded where its stream is captured."""
     for name in _METHODS:
-        method = group.__dict__.get(name)
-        if method is not None:
-            setattr(group, name, _recordable(name, method))
-    group._launch = _checked(group._launch)
+        setattr(group, name, _recordable(name, getattr(group, name)))
+    group._issue = _checked(group._issue)
 
 
 def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork]:
@@ -45,13 +44,13 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
             return method(self, *args, **kwargs)
         _checking.on = True
         try:
-            results = method(self, *args, **kwargs).result()  # checks the arguments, and communicates nothing
+            checked = method(self, *args, **kwargs)  # checks the arguments, and communicates nothing
         finally:
             _checking.on = False
         graph = captured.graph_of(stream)
         weak_args, weak_kwargs = _weak((args, kwargs))
-        work = RecordedWork(f"hccl::{name}", results, stream)
-        captured.record(stream, work.name, lambda: work.begin(lambda: method(self, *weak_args, **weak_kwargs)))
+        work = RecordedWork(f"hccl::{name}", checked, stream)
+        captured.record(stream, work.name, lambda: work.begin_replayed(lambda: method(self, *weak_args, **weak_kwargs)))
         for tensor in tensors:
             graph.use(tensor, work.name)
         return work
@@ -59,16 +58,14 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
     return communicate
 
 
-def _checked(launch: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork]:
-    @functools.wraps(launch)
-    def only_check(self: Any, operation: str, results: Sequence[Tensor], calls: Any, finish: Any = ()) -> SimulatedWork:
+def _checked(issue: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork]:
+    @functools.wraps(issue)
+    def only_check(self: Any, work: SimulatedWork, start: Callable[[], Any]) -> SimulatedWork:
         if not getattr(_checking, "on", False):
-            return launch(self, operation, results, calls, finish)
+            return issue(self, work, start)
         for observe in launches.communication_observers:
-            observe(operation)
-        work = SimulatedWork(operation, results)
-        work.wait()
-        return work
+            observe(work.call.operation)
+        return SimulatedWork(work.call, work.result())
 
     return only_check
 
@@ -76,15 +73,16 @@ def _checked(launch: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWor
 class RecordedWork(SimulatedWork):
     """The handle of a recorded communication: to wait for it, on the captured stream, is recorded as well."""
 
-    def __init__(self, name: str, results: Sequence[Tensor], stream: int) -> None:
-        super().__init__(name, results)
+    def __init__(self, name: str, checked: SimulatedWork, stream: int) -> None:
+        super().__init__(checked.call, checked.result())
         super().wait()
         self.name = name
         self._stream = stream
         self._replayed: SimulatedWork | None = None
 
-    def begin(self, start: Callable[[], SimulatedWork]) -> None:
-        self._replayed = start()
+    def begin_replayed(self, start: Callable[[], SimulatedWork]) -> None:
+        with place.replayed(self.call.place):
+            self._replayed = start()
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008  a timedelta is immutable
         if captured.is_special() and captured.state(self._stream) == captured.CAPTURED:

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-_PLACE_IN_GLOO = re.compile(r"^\[[^\]]*\.(?:cc|h):\d+\] ")
+from moe_graph.simulator.communication.call import Call
+from moe_graph.simulator.communication.order import Order
+
+_SLICE = timedelta(seconds=1)  # a wait in C++ does not see a signal; after this time it may
+
+Explain = Callable[["SimulatedWork", Exception], Exception]
+
+
+class Meeting(Protocol):
+    """How the ranks tell each other what they are about to do."""
+
+    def hold(self, deadline: float) -> bool:
+        """Wait until all have come. False at the deadline. Raises DistBackendError if they do not call the same, and what gloo raises."""
+        ...
 
 
 class SimulatedWork(dist.Work):
     """Several works of gloo as one, with NPU tensors as their result.
 
-    `wait`, and the value of `get_future`, raise torch.distributed.DistBackendError if gloo fails: a rank is gone, or time is up.
+    `wait`, and the value of `get_future`, raise torch.distributed.DistBackendError if gloo fails: a rank is gone, or time is up; or if the
+    ranks do not call the same.
     """
 
-    def __init__(self, what: str, results: Sequence[Tensor], finish: Sequence[Callable[[], Any]] = ()) -> None:
+    def __init__(
+        self,
+        call: Call,
+        results: Sequence[Tensor],
+        finish: Sequence[Callable[[], Any]] = (),
+        explain: Explain | None = None,
+    ) -> None:
         super().__init__()
-        self._what = what
+        self.call = call
+        self.launched = time.time()
+        self.is_message = False
+        self.came_from: int | None = None
+        self._explain = explain
         self._results = list(results)
         self._finish = list(finish)
+        self._calls: list[Callable[[], Any]] = []
         self._parts: list[Any] = []
+        self._meeting: Meeting | None = None
+        self._order: Order | None = None
+        self._begun = False
         self._error: Exception | None = None
         self._future: Any = None
         self._ended = False
@@ -35,35 +63,60 @@ class SimulatedWork(dist.Work):
         self._waiting = threading.Lock()
 
     def start(self, calls: Sequence[Callable[[], Any]]) -> None:
-        """Start gloo's operations. Raises DistBackendError at once where gloo does."""
+        """Start gloo's operations at once. Raises DistBackendError where gloo does."""
         try:
-            for call in calls:
-                self._parts.append(call())
+            self._parts += [call() for call in calls]
         except RuntimeError as error:
             raise self._failure(error) from error
+        self._begun = True
+
+    def start_after(self, meeting: Meeting, calls: Sequence[Callable[[], Any]], order: Order, awaited: bool) -> None:
+        """Start gloo's operations when the ranks have met, in their turn. `awaited`: the caller waits at once."""
+        self._meeting, self._calls, self._order = meeting, list(calls), order
+        order.add(self, awaited)
+
+    def has_begun(self) -> bool:
+        """Have gloo's operations been started, or is it known that they cannot be?"""
+        return self._begun
+
+    def begin(self, deadline: float) -> bool:
+        """Hold the meeting, and start gloo's operations; an error is kept for `wait`. False if the deadline came first."""
+        try:
+            if self._meeting is not None and not self._meeting.hold(deadline):
+                return False
+            self._parts += [call() for call in self._calls]
+        except RuntimeError as error:
+            self._fail(error)
+        self._begun = True
+        return True
 
     def _failure(self, error: Exception) -> Exception:
-        if isinstance(error, dist.DistBackendError):
+        if self._explain is None or isinstance(error, dist.DistBackendError):
             return error
-        reason = _PLACE_IN_GLOO.sub("", str(error).splitlines()[0]).partition(". This is typically")[0]
-        return dist.DistBackendError(
-            f"hccl on the simulated device: {self._what} failed, is another rank gone or late? gloo says: {reason}"
-        )
+        return self._explain(self, error)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = self._failure(error)
+        if self._error is not error:
+            self._error.__cause__ = error
+        self._ended = True
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008  a timedelta is immutable
         """Block until the results are there. A `timeout` of 0 is the group's own."""
+        deadline = time.monotonic() + timeout.total_seconds() if timeout > timedelta(0) else float("inf")
         with (
             self._waiting
         ):  # a send or recv of gloo must be waited for once only: a second wait expects another message
+            if self._order is not None and not self._order.reach(self, deadline):
+                raise self._failure(TimeoutError(f"the wait's own timeout of {timeout} is over"))
             if not self._ended:
                 try:
                     for part in self._parts:
-                        part.wait(timeout) if timeout else part.wait()
+                        _wait_for(part, timeout, in_slices=not self.is_message)
                     for bring_back in self._finish:
                         bring_back()
                 except RuntimeError as error:
-                    self._error = self._failure(error)
-                    self._error.__cause__ = error
+                    self._fail(error)
                 self._ended = True
         if self._error is not None:
             raise self._error
@@ -79,7 +132,7 @@ class SimulatedWork(dist.Work):
 
     def has_ended(self) -> bool:
         """Is it known to have ended? A send or recv is not, before someone waits for it."""
-        return self._ended or (bool(self._parts) and all(_has_ended(part) for part in self._parts))
+        return self._ended or (self._begun and all(_has_ended(part) for part in self._parts))
 
     def is_completed(self) -> bool:
         """Has it ended, well or not? Never blocks."""
@@ -106,7 +159,9 @@ class SimulatedWork(dist.Work):
 
     def source_rank(self) -> int:
         """The sender that a recv from any rank has got its tensor from."""
-        return self._parts[0]._source_rank()
+        if self.came_from is None:
+            raise RuntimeError(f"{self.call.operation} has no source rank, or has none yet")
+        return self.came_from
 
     _source_rank = source_rank
 
@@ -139,3 +194,18 @@ class SimulatedWork(dist.Work):
 
 def _has_ended(part: Any) -> bool:
     return part.has_ended() if isinstance(part, SimulatedWork) else part.is_completed()
+
+
+def _wait_for(part: Any, timeout: timedelta, in_slices: bool) -> None:
+    """gloo's wait, in slices where it has them: a message's has not, its connection is closed after a wait in vain."""
+    if timeout > timedelta(0):
+        part.wait(timeout)
+        return
+    while in_slices and not isinstance(part, SimulatedWork) and not part.is_completed():
+        try:
+            part.wait(_SLICE)
+            return
+        except RuntimeError:
+            if part.is_completed():
+                raise
+    part.wait()

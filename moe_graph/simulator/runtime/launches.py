@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -115,11 +116,17 @@ def is_of_the_program(file: str) -> bool:
     return not file.startswith(_LIBRARIES) and not standard and not file.startswith("<frozen")
 
 
-def user_line() -> str:
-    """'file:line in function' of the innermost frame of the program. A thread of autograd has no such frame: "backward"."""
-    frame = sys._getframe(1)
+NO_LINE = "backward"
+
+
+def user_line(frame: FrameType | None = None) -> str:
+    """'file:line in function' of the innermost frame of the program. A thread of autograd has no such frame: "backward".
+
+    `frame`: where to look from, by default the caller's.
+    """
+    frame = sys._getframe(1) if frame is None else frame
     while frame is not None:
         if is_of_the_program(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
-    return "backward"
+    return NO_LINE

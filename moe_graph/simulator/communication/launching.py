@@ -1,0 +1,254 @@
+"""How a process group of the simulated `hccl` starts a communication: the ranks meet first, then gloo moves the data.
+
+Before each collective the ranks tell each other what they are about to call (`call.Call`). If that does not belong together no data
+moves, and all of them raise an error with every rank's call and line. A rank that waits for longer than the group's timeout, or than
+MOE_GRAPH_SIM_HANG_SECONDS, raises one with what all ranks are doing (`black_box`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import ProcessGroupGloo, _DistributedBackendOptions
+
+from moe_graph.simulator.communication import black_box, call, place
+from moe_graph.simulator.communication.call import Call
+from moe_graph.simulator.communication.order import Order
+from moe_graph.simulator.communication.work import SimulatedWork
+from moe_graph.simulator.runtime import launches, native
+from moe_graph.simulator.runtime.errors import SimulatorError
+from moe_graph.simulator.runtime.tensors import cpu_view, is_npu
+
+NAME = "hccl"
+LIMIT_VARIABLE = "MOE_GRAPH_SIM_HANG_SECONDS"
+_PLACE_IN_GLOO = re.compile(r"^\[[^\]]*\.(?:cc|h):\d+\] ")
+_SLICE = 1.0  # seconds after which a wait looks at signals
+
+
+def limited(timeout: timedelta) -> timedelta:
+    """How long a rank waits for the others: the group's timeout, or what the environment says if that is less.
+
+    Raises SimulatorError unless that is a number of seconds above 0.
+    """
+    said = os.environ.get(LIMIT_VARIABLE)
+    if not said:
+        return timeout
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise SimulatorError(f"{LIMIT_VARIABLE} must be a number of seconds above 0, got {said!r}")
+    return min(timeout, timedelta(seconds=seconds))
+
+
+class Mesh:
+    """gloo's connections of a group for tensors of one device, and the order of the collectives over them."""
+
+    def __init__(self, gloo: ProcessGroupGloo, name: str) -> None:
+        self.gloo = gloo
+        self.order = Order(f"simulated hccl {name}")
+        self.senders: dict[tuple[int | None, int], Order] = {}  # by rank and tag
+        self.count = 0
+
+    def orders(self) -> list[Order]:
+        return [self.order, *self.senders.values()]
+
+    def end(self, how: Callable[[], Any]) -> None:
+        """Close the connections, and with them what waits."""
+        for order in self.orders():
+            order.close()
+        how()
+        for order in self.orders():
+            order.join()
+
+
+class Meeting:
+    """Of all ranks of a group, before a collective."""
+
+    def __init__(self, group: Launcher, mesh: Mesh, work: SimulatedWork, timeout: timedelta | None) -> None:
+        self._group, self._mesh, self._told = group, mesh, work
+        self._options = dist.AllToAllOptions()
+        if timeout is not None:
+            self._options.timeout = timeout
+        self._rows: Tensor | None = None
+        self._work: Any = None
+
+    def hold(self, deadline: float) -> bool:
+        """As `work.Meeting` says."""
+        ranks = self._group.size()
+        if self._work is None:
+            rows = self._told.call.rows(ranks)
+            self._rows = torch.empty_like(rows)
+            self._work = self._mesh.gloo.alltoall_base(self._rows, rows, [], [], self._options)
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                self._work.wait(timedelta(seconds=min(_SLICE, max(left, 0.001))))
+                break
+            except RuntimeError:
+                if self._work.is_completed():
+                    raise
+                if left <= 0 or self._mesh.order.is_closed():
+                    return False
+        if not call.agree(self._rows):
+            raise self._group.disagreement(self._told, self._rows)
+        return True
+
+
+class Launcher(dist.ProcessGroup):
+    """A group of ranks: gloo by device, and the launch of one communication."""
+
+    def __init__(self, options: _DistributedBackendOptions, backends: dict[str, Any]) -> None:
+        rank, size = options.group_rank, options.group_size
+        super().__init__(rank, size)  # the constructor with a store cannot be inherited from in Python
+        self._rank, self._size, self._store = rank, size, options.store
+        self._id = str(options.group_id)
+        self._ranks = list(options.global_ranks_in_group) or list(range(size))
+        self._limit = limited(options.timeout)
+        self._box = black_box.of(options.store, self._ranks[rank])
+        self._pending: list[SimulatedWork] = []
+        self._coalesced: list[SimulatedWork] | None = None
+        self._lock = threading.Lock()
+        self._gloo = {"npu": self._connect(options, "npu")}
+        if str(backends.get("cpu")) == "gloo":
+            self._gloo["cpu"] = self._connect(options, "cpu")
+        self._meshes = {device: Mesh(gloo, f"{self._id} {device}") for device, gloo in self._gloo.items()}
+        black_box.at_end(self._end_at_exit)
+
+    def _connect(self, options: _DistributedBackendOptions, device: str) -> ProcessGroupGloo:
+        store = dist.PrefixStore(f"simulated_{NAME}_{device}/", options.store)
+        told = SimulatedWork(Call("the creation of a group", "", f"ranks {self._ranks}", place.here()), [])
+        with self._box.during(told):
+            try:
+                gloo = ProcessGroupGloo(store, options.group_rank, options.group_size, timeout=self._limit)
+            except RuntimeError as error:
+                raise self._explained(told, error) from error
+        gloo._set_sequence_number_for_group()
+        return gloo
+
+    def _end_at_exit(self) -> None:
+        for mesh in self._meshes.values():
+            for order in mesh.orders():
+                order.close()
+                order.join()
+
+    # ---- launching ----
+
+    def _host(self, operation: str, tensors: Sequence[Tensor]) -> tuple[Mesh, list[Tensor]]:
+        """(mesh, CPU tensors on the same memory). Raises if the tensors are not contiguous or not all of one device of the group."""
+        kinds = {tensor.device.type for tensor in tensors}
+        if len(kinds) > 1:
+            raise ValueError(f"{operation}: tensors must be on one device, got {sorted(map(str, kinds))}")
+        kind = kinds.pop() if kinds else "npu"
+        if kind not in self._meshes:
+            raise RuntimeError(f"No backend type associated with device type {kind}")
+        for tensor in tensors:
+            if not tensor.is_contiguous():
+                raise ValueError(
+                    f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
+                )
+        queued = native.may_wait_in_queue() if kind == "npu" else None
+        if queued is not None and queued():
+            torch.npu.synchronize()
+        return self._meshes[kind], [
+            cpu_view(tensor.detach()) if is_npu(tensor) else tensor.detach() for tensor in tensors
+        ]
+
+    def _launch(
+        self,
+        mesh: Mesh,
+        told: Call,
+        results: Sequence[Tensor],
+        calls: Sequence[Callable[[], Any]],
+        finish: Sequence[Callable[[], Any]] = (),
+        opts: Any = None,
+    ) -> SimulatedWork:
+        """Start gloo's `calls` when the ranks have met; `finish` runs once when all are done, before anyone sees them done."""
+        work = SimulatedWork(told, results, finish, self._explained)
+
+        def start() -> None:
+            timeout = getattr(opts, "timeout", None)
+            timeout = min(timeout, self._limit) if timeout is not None and timeout > timedelta(0) else None
+            awaited = not getattr(opts, "asyncOp", True) and self._coalesced is None
+            with self._lock:
+                mesh.count += 1
+                work.call = replace(told, number=mesh.count)
+                if self._size > 1:
+                    work.start_after(Meeting(self, mesh, work, timeout), calls, mesh.order, awaited)
+            if self._size == 1:
+                work.start(calls)
+
+        return self._issue(work, start)
+
+    def _issue(self, work: SimulatedWork, start: Callable[[], Any]) -> SimulatedWork:
+        """Start the work, and keep it."""
+        for observe in launches.communication_observers:
+            observe(work.call.operation)
+        start()
+        self._box.called(work)
+        with self._lock:
+            # A program may drop a handle without waiting; on a device the operation goes on all the same.
+            self._pending = [other for other in self._pending if not other.has_ended()]
+            self._pending.append(work)
+            if self._coalesced is not None:
+                self._coalesced.append(work)
+        return work
+
+    def _start_coalescing(self, device: torch.device) -> None:
+        with self._lock:
+            self._coalesced = []
+
+    def _end_coalescing(self, device: torch.device) -> SimulatedWork | None:
+        with self._lock:
+            works, self._coalesced = self._coalesced or [], None
+        return self._together("coalesced operations", works) if works else None
+
+    def _together(self, operation: str, works: Sequence[SimulatedWork]) -> SimulatedWork:
+        results = [tensor for work in works for tensor in work.result()]
+        told = Call(operation, operation, "; ".join(str(work.call) for work in works[:3]), place.here())
+        work = SimulatedWork(told, results, (), self._explained)
+        return self._issue(work, lambda: work.start([lambda each=each: each for each in works]))
+
+    # ---- what has gone wrong ----
+
+    def _whose(self, told: Call) -> str:
+        group = (
+            "" if self._ranks == list(range(self._size)) and self._id == "0" else f" {self._id}, ranks {self._ranks}"
+        )
+        return f"hccl on the simulated device: {told} failed on rank {self._rank} of {self._size}, group{group or ' WORLD'}"
+
+    def disagreement(self, work: SimulatedWork, rows: Tensor) -> dist.DistBackendError:
+        """The error of ranks that have met and do not call the same."""
+        by_text: dict[str, list[int]] = {}
+        for rank, text in zip(self._ranks, call.texts(rows)):
+            by_text.setdefault(text, []).append(rank)
+        lines = [f"  {_named(ranks)}: {text}" for text, ranks in by_text.items()]
+        return dist.DistBackendError("\n".join([f"{self._whose(work.call)}: {call.mismatch(rows)}.", *lines]))
+
+    def _explained(self, work: SimulatedWork, error: Exception) -> Exception:
+        """gloo's error with what the ranks do; any other error is itself."""
+        first = str(error).splitlines()[0] if str(error) else ""
+        if isinstance(error, TimeoutError):
+            return dist.DistBackendError(f"{self._whose(work.call)}: {first}.\n{self._box.report(self._ranks, False)}")
+        if not (_PLACE_IN_GLOO.match(first) or "imed out" in first or "wait timeout" in first):
+            return error
+        reason = _PLACE_IN_GLOO.sub("", first).partition(". This is typically")[0]
+        late = "imed out" in reason or "timeout" in reason
+        why = f"not all ranks have come within {time.time() - work.launched:.0f} s" if late else "a rank is gone"
+        report = self._box.report(self._ranks, not late)
+        return dist.DistBackendError(f"{self._whose(work.call)}: {why}.\n{report}\n  gloo says: {reason}")
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
