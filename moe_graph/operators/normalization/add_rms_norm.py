@@ -3,7 +3,7 @@
     npu_add_rms_norm                (y, rstd, x)
     npu_add_rms_norm_v2             rstd; y is written to x1, x to x2
     npu_add_rms_norm_v2_functional  (rstd, y, x), as npu_add_rms_norm_v2 leaves them
-    npu_add_rms_norm_cast           (y as float32, y, rstd, x)
+    npu_add_rms_norm_cast           (y cast to float32, y, rstd, x)
 
 Sources: the operators' pages in the torch_npu documentation; the documents of AddRmsNorm, InplaceAddRmsNorm and AddRmsNormCast (ops-nn).
 """
@@ -42,10 +42,9 @@ def add_rms_norm_v2_functional(
 def add_rms_norm_cast(
     x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y in float32 before it is rounded, y, rstd and x1 + x2."""
-    total = x1 + x2
-    wide, rstd = rms_norm(total.float(), gamma, epsilon)
-    return wide, wide.to(x1.dtype), rstd, total
+    """y cast to float32, y, rstd and x1 + x2: the kernel casts what it has rounded."""
+    y, rstd, total = add_rms_norm(x1, x2, gamma, epsilon)
+    return y.float(), y, rstd, total
 
 
 OPERATOR = of_torch_npu("npu_add_rms_norm", add_rms_norm, ge=[GeKernel("AddRmsNorm", renamed(add_rms_norm))])
