@@ -1,15 +1,20 @@
-"""What the engine did: per node its time, its outputs' shapes and dtypes, and on request their statistics or the tensors themselves."""
+"""What graphs did: per node its time, its outputs' shapes and dtypes, and on request their statistics or the tensors themselves.
+
+The nodes are those of GE graphs that the host engine runs, and the launches of captured graphs that the simulated device replays.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import os
 import re
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +60,7 @@ class OutputRecord:
     """An output of a node.
 
     Attributes:
-        name: its GE name
+        name: its GE name; its number, of a launch
         dtype: of the tensor
         shape: of the tensor
         statistics: where they were asked for
@@ -74,15 +79,15 @@ class OutputRecord:
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node that was executed.
+    """A node that was executed, or a launch of a captured graph.
 
     Attributes:
-        graph: the graph's name
+        graph: the graph's name; "captured graph 3" is the third capture of the process
         run: which run of the trace it was, from 0
-        name: the node's name
-        type: its GE type
-        family: the family of its kernel
-        source: the FX node it was lowered from and the line of the user's program, where known
+        name: the node's name; "launch 5": counted from 0 among the launches that Python computes
+        type: its GE type; of a launch the operator, "aten.mm.default"
+        family: the family of its kernel; "captured" of a launch
+        source: the FX node it was lowered from and the line of the user's program, where known; the line that launched at the capture
         start: seconds since the trace began
         duration: seconds
         thread: identifier of the thread that ran it
@@ -99,6 +104,15 @@ class NodeRecord:
     duration: float
     thread: int
     outputs: tuple[OutputRecord, ...]
+
+    def __str__(self) -> str:
+        """One line, with the statistics if there are any."""
+        outputs = "; ".join(
+            str(output) + (f": {output.statistics}" if output.statistics else "") for output in self.outputs
+        )
+        return (
+            f"{self.graph}, run {self.run}, {self.name}, {self.type}{self.source and f' from {self.source}'}: {outputs}"
+        )
 
 
 @dataclass
@@ -119,23 +133,39 @@ class Trace:
         self._zero = time.perf_counter()
         self._runs = itertools.count()
 
+    @property
+    def first_non_finite(self) -> NodeRecord | None:
+        """The first node with a NaN or an infinity in an output, or None. Raises ValueError if statistics were not asked for."""
+        if not self.statistics:
+            raise ValueError("the trace has no statistics: moe_graph.trace(statistics=True)")
+        found = (node for node in self.nodes for one in node.outputs if one.statistics.nan or one.statistics.inf)
+        return next(found, None)
+
     def __call__(self, plan: Plan, values: Mapping[tuple[int, int], Tensor]) -> Callable[[Node, list[Tensor]], None]:
         """An observer of the evaluator."""
+        record = self.begin(plan.name)
+
+        def observe_node(node: Node, results: list[Tensor]) -> None:
+            names = [described.name for described in node.outputs]
+            record(node.name, node.type, node.kernel.family, node.source, list(zip(names, results)))
+
+        return observe_node
+
+    def begin(self, graph: str) -> Callable[[str, str, str, str, Sequence[tuple[str, Tensor]]], None]:
+        """A run of a graph begins. What is returned records a node that has just run: name, type, family, source, named outputs."""
         run, thread, positions = next(self._runs), threading.get_ident(), itertools.count()
         mark = time.perf_counter()
 
-        def record(node: Node, results: list[Tensor]) -> None:
+        def record(name: str, type_: str, family: str, source: str, results: Sequence[tuple[str, Tensor]]) -> None:
             nonlocal mark
             duration = time.perf_counter() - mark
             position = next(positions)
             outputs = tuple(
-                self._output(f"{run:03}_{position:04}_{node.name}_{at}", described.name, result)
-                for at, (described, result) in enumerate(zip(node.outputs, results))
+                self._output(f"{run:03}_{position:04}_{name}_{at}", output, result)
+                for at, (output, result) in enumerate(results)
             )
-            start, family = mark - self._zero, node.kernel.family
-            self.nodes.append(
-                NodeRecord(plan.name, run, node.name, node.type, family, node.source, start, duration, thread, outputs)
-            )
+            start = mark - self._zero
+            self.nodes.append(NodeRecord(graph, run, name, type_, family, source, start, duration, thread, outputs))
             mark = time.perf_counter()  # what recording takes is no node's time
 
         return record
@@ -182,7 +212,7 @@ class Trace:
     def chrome_trace(self, path: str | os.PathLike) -> None:
         """Write the trace in Chrome's trace format, for chrome://tracing and Perfetto: a bar per run, in it a bar per node."""
         events: list[dict] = [
-            {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "moe_graph: host graph engine"}}
+            {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "moe_graph: graphs on the host"}}
         ]
         runs: dict[int, list[NodeRecord]] = {}
         for node in self.nodes:
@@ -224,7 +254,10 @@ def statistics_of(value: Tensor) -> Statistics:
 def trace(
     *, statistics: bool = False, save_tensors: str | os.PathLike | None = None, all_threads: bool = False
 ) -> Iterator[Trace]:
-    """Record every node that the host engine executes inside the block.
+    """Record every node that the host engine executes inside the block, and every launch of a captured graph that is replayed.
+
+    Launches are those of operators that Python computes, and communication; `npu_moe_re_routing` and copies run in the simulated
+    device's C runtime and make no numbers of their own.
 
     Args:
         statistics: also the smallest, largest and mean value of each output, and how many are NaN and infinite.
@@ -238,5 +271,12 @@ def trace(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     made = Trace(statistics, folder)
-    with observe(made, all_threads):
+    with observe(made, all_threads), _replays(made, all_threads):
         yield made
+
+
+def _replays(made: Trace, all_threads: bool) -> contextlib.AbstractContextManager[None]:
+    simulator = sys.modules.get("moe_graph.simulator")
+    if simulator is None or not simulator.is_active():
+        return contextlib.nullcontext()
+    return importlib.import_module("moe_graph.simulator.replays").recorded(made, all_threads)

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+import moe_graph
 from versions import need_torch
 
 
@@ -359,26 +360,27 @@ def test_how_strict_a_capture_is(mode):
 
 
 def test_the_first_launch_that_is_not_finite_is_named():
-    from moe_graph.simulator import replays
-
     x = torch.tensor([1.0, 2.0]).npu()
     graph, _ = captured(lambda: torch.softmax((x + 1).log().mul_(2), 0))
-    with replays.trace() as seen:
+    with moe_graph.trace(statistics=True) as seen:
         graph.replay()
         x.fill_(-3)
         graph.replay()
-    assert [launch.operator for launch in seen.launches[:4]] == [
+    assert [launch.type for launch in seen.nodes[:4]] == [
         "aten.add.Tensor",
         "aten.log.default",
         "aten.mul_.Tensor",
         "aten._softmax.default",
     ]
     first = seen.first_non_finite
-    assert (first.operator, first.replay, first.position, first.statistics[0].nan) == ("aten.log.default", 2, 1, 2)
-    assert __file__ in first.line and first.outputs == ("float32[2]",)
-    before = len(seen.launches)
+    assert (first.type, first.run, first.name) == ("aten.log.default", 1, "launch 1")
+    assert __file__ in first.source and first.outputs[0].statistics.nan == 2
+    assert "aten.log.default" in str(first) and "float32 [2]: no finite element, 2 NaN" in str(first)
+    before = len(seen.nodes)
     graph.replay()
-    assert len(seen.launches) == before
+    assert len(seen.nodes) == before == 8
+    with moe_graph.trace() as unasked, pytest.raises(ValueError, match="statistics=True"):
+        print(unasked.first_non_finite)
 
 
 def test_a_whole_training_step_is_eager_bit_by_bit():

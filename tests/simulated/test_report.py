@@ -197,3 +197,4 @@ def test_torchairs_recaptures_are_told_with_the_reason():
     assert [x.cpu().tolist() for x in kept] == [[1, 1, 1], [1, 1, 1]]
     ((_, why), times), *others = seen.recaptures.items()
     assert "memory of an input that the graph writes to" in why and (times, others) == (1, [])
+    assert all(__file__ in line for line, _ in seen.captures)  # and not the code that torchair made

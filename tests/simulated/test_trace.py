@@ -143,6 +143,20 @@ def test_an_empty_trace(tmp_path):
     assert not trace.nodes and "0 nodes" in text(trace.table()) and "0 nodes" in text(trace.table(by_type=True))
 
 
+@pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
+def test_the_first_node_that_is_not_finite(mode):
+    config = torchair.CompilerConfig()
+    config.mode = mode
+    compiled = torch.compile(lambda x: (x + 1).log() * 2, backend=torchair.get_npu_backend(compiler_config=config))
+    with moe_graph.trace(statistics=True) as trace:
+        compiled(torch.ones(3).npu())
+        assert trace.first_non_finite is None
+        compiled(torch.tensor([1.0, -1.0, -3.0]).npu())
+    first = trace.first_non_finite
+    assert first.type in ("Log", "aten.log_.default", "aten.log.default") and first.run == 1
+    assert (first.outputs[0].statistics.nan, first.outputs[0].statistics.inf) == (1, 1)
+
+
 SCRIPT = """
 import sys, torch, torch_npu, torchair
 torch.compile(lambda x: x * 2, backend=torchair.get_npu_backend())(torch.ones(3).npu())

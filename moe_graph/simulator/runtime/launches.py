@@ -122,11 +122,15 @@ NO_LINE = "backward"
 def user_line(frame: FrameType | None = None) -> str:
     """'file:line in function' of the innermost frame of the program. A thread of autograd has no such frame: "backward".
 
+    Code that was made while the program ran (by dataclasses, FX, torchair) is not the program's: its caller counts.
     `frame`: where to look from, by default the caller's.
     """
     frame = sys._getframe(1) if frame is None else frame
     while frame is not None:
-        if is_of_the_program(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        file = frame.f_code.co_filename
+        # What the user types is "<stdin>", "<string>" or the like, too, in the module __main__.
+        made = file.startswith("<") and frame.f_globals.get("__name__") != "__main__"
+        if is_of_the_program(file) and not made:
+            return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return NO_LINE
