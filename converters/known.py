@@ -9,20 +9,19 @@ remedy helps.
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from moe_graph.converters import decisions
+from moe_graph.converters import known_calls as calls
+from moe_graph.converters.known_calls import Arguments
 from moe_graph.foundation import settings
-
-Arguments = dict[str, Any]
 
 
 class TorchairWarning(UserWarning):
@@ -54,101 +53,10 @@ class Known:
     evidence: str
 
 
-def value_of(argument: Any) -> Any:
-    """The fake tensor or number of an argument that is an FX node; anything else as it is."""
-    return argument.meta.get("val") if isinstance(argument, torch.fx.Node) else argument
-
-
-def _all_dimensions(arguments: Arguments) -> bool:
-    x = value_of(arguments["self"])
-    return not arguments["dim"] and isinstance(x, torch.Tensor) and x.dim() > 0 and not _is_950()
-
-
-def _is_950() -> bool:
-    """Does torchair lower for Ascend 950?"""
-    from torchair._utils.check_platform import is_arch35
-
-    return bool(is_arch35())
-
-
-def _other_scale(arguments: Arguments) -> bool:
-    """Is a scale given that is not the quotient of the sizes? PyTorch samples by the scale, GE's node has the sizes only."""
-    x, sizes = value_of(arguments["self"]), arguments["output_size"]
-    dims = {"scales": -1, "scales_d": -3, "scales_h": -2, "scales_w": -1}
-    scales = {dims[name]: scale for name, scale in arguments.items() if name in dims and scale is not None}
-    return any(not _divides(x.shape[dim], value_of(sizes[dim]), scale) for dim, scale in scales.items())
-
-
-def _divides(size: Any, out: Any, scale: float) -> bool:
-    """Is `scale` the quotient of the sizes? Of sizes that are symbolic: is it so whatever they are?"""
-    if isinstance(size, int) and isinstance(out, int):
-        return size * scale == out
-    return float(scale).is_integer()
-
-
-def _rank_is(rank: int, name: str = "self") -> Callable[[Arguments], bool]:
-    return lambda arguments: value_of(arguments[name]).dim() == rank
-
-
-def _leaves_gaps(arguments: Arguments) -> bool:
-    """Do size and stride need more memory than there are elements?"""
-    sizes, strides = arguments["size"], arguments["stride"]
-    if not all(isinstance(number, int) for number in (*sizes, *strides)):
-        return False
-    needed = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides))
-    return 0 not in sizes and needed > math.prod(sizes)
-
-
-def _rounded_number(arguments: Arguments) -> bool:
-    """Is the other operand a number that the tensor's half type does not hold?"""
-    x, number = value_of(arguments["self"]), arguments["other"]
-    if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float16, torch.bfloat16):
-        return False
-    return isinstance(number, float) and torch.tensor(number, dtype=x.dtype).item() != number
-
-
-def _fractions_of_whole_numbers(arguments: Arguments) -> bool:
-    """Are whole numbers scaled by a fraction?"""
-    x = value_of(arguments["self"])
-    scales = (arguments["alpha"], arguments["beta"])
-    return not (x.is_floating_point() or x.is_complex()) and any(
-        isinstance(scale, float) and not scale.is_integer() for scale in scales
-    )
-
-
-def _reads_what_is_overwritten(arguments: Arguments) -> bool:
-    """Does this write into an input read another input that the graph has written before?"""
-    source, target = arguments["src"], arguments["self"]
-    if not isinstance(source, torch.fx.Node) or source.op != "placeholder" or source is target:
-        return False
-    return any(
-        user.target is torch.ops.aten.copy_.default and user.args[0] is source and user < arguments["node"]
-        for user in source.users
-    )
-
-
-def _hands_out_places(arguments: Arguments) -> bool:
-    """Are the places of a max pooling read by anything but its gradient? Not looked for on Ascend 950, whose kernel returns them.
-
-    A graph that is trained through (its inputs are named primals) hands them to its gradient as an output.
-    """
-    from torchair._utils.check_platform import is_arch35
-
-    node = arguments["node"]
-    trains = any(other.op == "placeholder" and other.name.startswith("primals") for other in node.graph.nodes)
-    readers = [reader for user in node.users if user.args[1] == 1 for reader in user.users]
-    harmless = (torch.ops.aten.max_pool2d_with_indices_backward.default, *(("output",) if trains else ()))
-    return any(reader.target not in harmless for reader in readers) and not is_arch35()
-
-
-def _always(arguments: Arguments) -> bool:
-    return True
-
-
 KNOWN = (
     Known(
         ("aten.std.correction",),
-        _all_dimensions,
+        calls.all_dimensions,
         "the deviation over all dimensions is taken from each element's own value as the mean",
         "name the dimensions, x.std(tuple(range(x.dim()))), or flatten: x.flatten().std(0)",
         "torchair's definition of ReduceMean (attribute noop_with_empty_axes, default true); ops-math, math/reduce_mean",
@@ -156,7 +64,7 @@ KNOWN = (
     ),
     Known(
         ("aten._safe_softmax.default",),
-        _always,
+        calls.always,
         "a row that is -inf throughout (masked whole) gives NaN where PyTorch gives 0",
         "torch.softmax(x, dim).masked_fill(x.max(dim, keepdim=True).values == -torch.inf, 0)",
         "ops-nn, activation/softmax_v2",
@@ -172,7 +80,7 @@ KNOWN = (
     ),
     Known(
         ("aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default"),
-        _other_scale,
+        calls.other_scale,
         "rows and columns are picked by the quotient of the sizes, where PyTorch picks them by scale_factor",
         "interpolate(..., size=...) or recompute_scale_factor=True, which is the same in eager",
         "torchair's definition of ResizeNearestNeighborV2",
@@ -212,7 +120,7 @@ KNOWN = (
     ),
     Known(
         ("aten.div.Tensor",),
-        _rounded_number,
+        calls.rounded_number,
         "the number is rounded to the tensor's half type first, where PyTorch divides in float32 and rounds once",
         "(x.float() / number).to(x.dtype), or divide by a number that the type holds",
         "ops-math, math/real_div",
@@ -220,7 +128,7 @@ KNOWN = (
     ),
     Known(
         ("aten.max_pool2d_with_indices.default",),
-        _hands_out_places,
+        calls.hands_out_places,
         "the places are the values of the maximum, cast to int64",
         "take the places out of the graph: torch.compiler.disable the pooling; without return_indices it is right",
         "torchair's definition of MaxPoolWithArgmaxV1, whose second output is a mask",
@@ -228,7 +136,7 @@ KNOWN = (
     ),
     Known(
         ("aten.baddbmm.default",),
-        _fractions_of_whole_numbers,
+        calls.fractions_of_whole_numbers,
         "whole numbers are multiplied by the fraction and then cut, where PyTorch cuts the fraction first",
         "alpha and beta that are whole numbers",
         "ops-math, math/mul",
@@ -236,7 +144,7 @@ KNOWN = (
     ),
     Known(
         ("aten.native_dropout_backward.default",),
-        lambda arguments: value_of(arguments["mask"]).dtype == torch.bool,
+        lambda arguments: calls.value_of(arguments["mask"]).dtype == torch.bool,
         "a mask of truth values is read as bits",
         "grad * mask * scale",
         "torchair's definition of DropOutDoMask: its mask is bits, in uint8",
@@ -244,7 +152,7 @@ KNOWN = (
     ),
     Known(
         ("aten.replication_pad1d.default",),
-        _rank_is(2),
+        calls.rank_is(2),
         "the graph is refused when it runs: four pairs of paddings for three dimensions",
         "pad x[None] and take [0]",
         "torchair's definition of PadV3",
@@ -252,7 +160,7 @@ KNOWN = (
     ),
     Known(
         ("aten.index_select.default", "aten.index_add.default"),
-        _rank_is(0),
+        calls.rank_is(0),
         "the graph is refused when it runs: the tensor has no dimension to index",
         "x.reshape(1) before it, and reshape(()) after it",
         "torchair's definitions of GatherV2 and Pack",
@@ -260,7 +168,7 @@ KNOWN = (
     ),
     Known(
         ("aten.new_empty_strided.default",),
-        _leaves_gaps,
+        calls.leaves_gaps,
         "the graph is refused when it runs: as much memory as there are elements does not hold them with these strides",
         "new_empty(...) of the larger size, and a slice of it",
         "torchair's definitions of Empty and AsStrided",
@@ -276,11 +184,27 @@ KNOWN = (
     ),
     Known(
         ("aten.copy_.default",),
-        _reads_what_is_overwritten,
+        calls.reads_what_is_overwritten,
         "an input is read after the graph has written into it: torchair's pass has removed the copy that was made of it before",
         "config.experimental_config.remove_noop_ops = False",
         "ops-math, conversion/assign",
         "NetOutput(b, a), to be written into a and b, or Assign(a, b) and Assign(b, a): in the order in which they stand b keeps its value",
+    ),
+    Known(
+        ("aten.copy_.default",),
+        calls.hands_out_a_view,
+        "with dynamic shapes a view of the written input that the graph returns is another part of it, or in another order",
+        "return no view of an input that the graph writes to: take it outside of the graph; or dynamic=False",
+        "torch's runtime for outputs that alias inputs (gen_alias_from_base); torchair's outputs",
+        "the graph returns the view contiguous; PyTorch makes it anew of the input, with the sizes and strides of what was returned",
+    ),
+    Known(
+        ("aten.reshape.default", "aten.view.default"),
+        calls.loses_a_transposition,
+        "a transposition is lost: the elements come in another order",
+        "config.experimental_config.enable_view_optimize = False, or .contiguous() before the tensor is transposed back",
+        "torchair's views (continguous_utils); ops-math, conversion/transpose",
+        "nothing, or a Reshape alone, where the elements would have to be moved by a Transpose",
     ),
     Known(
         ("npu.npu_fusion_attention.default",),
@@ -305,7 +229,7 @@ def table() -> str:
 
 
 _lock = threading.Lock()
-_told: set[tuple[str, str]] = set()
+_told: set[tuple[str, str, str]] = set()
 
 
 def forget() -> None:
@@ -314,15 +238,16 @@ def forget() -> None:
         _told.clear()
 
 
-def tell(node: torch.fx.Node) -> None:
-    """Tell, if `node`, which torchair is about to lower to GE, is in the list: once for an operator and line of the program.
+def tell(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Any]) -> None:
+    """Tell, if `node`, which torchair is about to lower to GE, is in the list: once for an entry, operator and line of the program.
 
-    How is `settings.torchair_numbers`: a TorchairWarning, a TorchairError, or nothing.
+    `lowered` is what torchair has made of the nodes before. How it tells is `settings.torchair_numbers`: a TorchairWarning, a
+    TorchairError, or nothing.
     """
     how = settings.torchair_numbers_are()
     entries = _BY_OPERATOR.get(str(node.target)) if how != "silent" else None
     for entry in entries or ():
-        if not entry.applies(_arguments(node)):
+        if not entry.applies({**_arguments(node), "lowered": lowered}):
             continue
         line = decisions.line_of(node.stack_trace)
         message = (
@@ -332,8 +257,9 @@ def tell(node: torch.fx.Node) -> None:
         if how == "error":
             raise TorchairError(message)
         with _lock:
-            seen = (str(node.target), line) in _told
-            _told.add((str(node.target), line))
+            told = (entry.what, str(node.target), line)
+            seen = told in _told
+            _told.add(told)
         if not seen:
             warnings.warn(TorchairWarning(message, entry), stacklevel=2)
 
@@ -362,7 +288,7 @@ def install_if_loaded() -> None:
     @functools.wraps(original)
     def run_node(self: Any, node: torch.fx.Node) -> Any:
         if type(self._graph).__name__ == "GeConcreteGraph":  # other modes run the operators as they are
-            tell(node)
+            tell(node, self.env)
         with decisions.lowering(node):
             return original(self, node)
 

@@ -122,6 +122,15 @@ EXAMPLES = [
         lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
     ),
     Example(
+        "aten.reshape.default",
+        lambda x: ((x.view(6, 4).t() * 3).t()).reshape(4, 6),
+        (torch.arange(24.0).reshape(4, 6),),
+        "Transpose",
+        lambda x: (x.reshape(6, 4).T * 3).reshape(4, 6),  # the transposition back is lost
+        lambda x: ((x.view(6, 4).t() * 3).contiguous().t()).reshape(4, 6),
+        lambda x: x * 3,
+    ),
+    Example(
         "aten.div.Tensor",
         rounded_quotient,
         (torch.arange(1.0, 65.0),),
@@ -154,14 +163,14 @@ REFUSED = {
 }
 
 
-def compiled(function, **options):
+def compiled(function, dynamic=False, **options):
     torch._dynamo.reset()
     known.forget()
     config = torchair.CompilerConfig()
     for name, value in options.items():
         setattr(config.experimental_config, name, value)
     backend = torchair.get_npu_backend(compiler_config=config)
-    return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+    return torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)
 
 
 def run(function, *arguments, **options):
@@ -227,6 +236,71 @@ def test_a_swap_is_told_and_right():
         warnings.simplefilter("error", known.TorchairWarning)
         compiled(swap, remove_noop_ops=False)(a, b)
     assert a.tolist() == [0, 0, 0] and b.tolist() == [1, 1, 1]
+
+
+HEADS = torch.arange(2 * 5 * 12.0).reshape(2, 5, 12)
+
+
+def scaled_by_heads(x):
+    """[B, S, N * D] scaled as [B, N, S, D], as models write rotary positions."""
+    heads = x.view(x.shape[0], x.shape[1], 3, 4).transpose(1, 2)
+    return (heads * 2).transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_lost_transposition_is_told_and_the_remedies_are_right(dynamic):
+    with pytest.warns(known.TorchairWarning, match="aten.reshape.default.*a transposition is lost"):
+        got = compiled(scaled_by_heads, dynamic=dynamic)(HEADS.npu()).cpu()
+    assert torch.equal(got, (HEADS * 2).view(2, 5, 3, 4).transpose(1, 2).reshape(2, 5, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        got = compiled(scaled_by_heads, dynamic=dynamic, enable_view_optimize=False)(HEADS.npu())
+        assert torch.equal(got.cpu(), HEADS * 2)
+        got = compiled(
+            lambda x: x.view(2, 5, 3, 4).transpose(1, 2).transpose(1, 2).reshape(2, 5, -1) * 2, dynamic=dynamic
+        )(HEADS.npu())
+        assert torch.equal(got.cpu(), HEADS * 2)
+
+
+def halves(x):
+    x.add_(1)
+    return x[:, : x.shape[1] // 2]
+
+
+def transposed(x):
+    x.add_(1)
+    return x.view(x.shape[1], -1).t()
+
+
+def last(x):
+    x.add_(1)
+    return x[x.shape[0] - 1]
+
+
+@pytest.mark.parametrize("function", [halves, transposed, last])
+def test_a_view_of_a_written_input_is_told_where_it_is_wrong(function):
+    x = torch.arange(24.0).reshape(4, 6)
+    with pytest.warns(known.TorchairWarning, match="aten.copy_.default.*a view of the written input"):
+        got = compiled(function, dynamic=True)(x.npu())
+    assert not torch.equal(got.cpu(), function(x.clone()))
+
+    def outside(x):
+        function(x)
+        return x.sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        assert torch.equal(compiled(function)(x.npu()).cpu(), function(x.clone()))
+        wanted, on_device = x.clone(), x.npu()
+        assert compiled(outside, dynamic=True)(on_device).item() == outside(wanted).item()
+        assert torch.equal(on_device.cpu(), wanted)
+        for right in (
+            lambda x: x.add_(1)[:, 2:].t(),
+            lambda x: x.add_(1).view(x.shape[1], -1),
+            lambda x: (x + 1, x[:, : x.shape[1] // 2]),
+        ):
+            for g, w in zip(compiled(right, dynamic=True)(x.npu()), right(x.clone())):
+                assert torch.equal(g.cpu(), w)
 
 
 def test_multinomial_draws_without_replacement(lowered):
