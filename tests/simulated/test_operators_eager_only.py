@@ -1,8 +1,11 @@
 """Operators without a converter in torchair, on NPU tensors, against loops from their documents."""
 
+import numpy as np
 import pytest
 import torch
 import torch_npu
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from everywhere import check
 
@@ -211,3 +214,65 @@ def test_moe_init_routing_quant(mode, pad, counted):
         torch.testing.assert_close(found[4].cpu(), scales, rtol=1e-6, atol=0)
     else:
         assert found[4] is None
+
+
+INDEX = st.one_of(
+    st.tuples(
+        st.just("slice"),
+        st.integers(-6, 6),
+        st.integers(-6, 6),
+        st.sampled_from([-3, -1, 1, 2]),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.tuples(st.just("index"), st.integers(-2, 1)),
+    st.tuples(st.just("new")),
+    st.tuples(st.just("...")),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(INDEX, max_size=5))
+def test_indexing(entries):
+    """Against NumPy's, entry by entry; what NumPy refuses is refused."""
+    x = torch.arange(2 * 3 * 4).view(2, 3, 4)
+    begin, end, strides, chosen = [], [], [], []
+    masks = dict(begin_mask=0, end_mask=0, ellipsis_mask=0, new_axis_mask=0, shrink_axis_mask=0)
+    for bit, (kind, *rest) in enumerate(entries):
+        first, last, step, open_begin, open_end = (
+            rest if kind == "slice" else (*rest[:1], 0, 1, False, False) if rest else (0, 0, 1, 0, 0)
+        )
+        begin.append(first), end.append(last), strides.append(step)
+        flags = {"index": "shrink_axis_mask", "new": "new_axis_mask", "...": "ellipsis_mask"}
+        for mask, is_set in {
+            "begin_mask": open_begin,
+            "end_mask": open_end,
+            flags.get(kind, ""): kind != "slice",
+        }.items():
+            if is_set:
+                masks[mask] |= 1 << bit
+        whole = slice(None if open_begin else first, None if open_end else last, step)
+        chosen.append({"slice": whole, "index": first, "new": None, "...": ...}[kind])
+    try:
+        expected = x.numpy()[tuple(chosen)]
+    except IndexError:
+        with pytest.raises(RuntimeError, match="npu_indexing"):
+            torch_npu.npu_indexing(x.npu(), begin, end, strides, **masks)
+        return
+    found = torch_npu.npu_indexing(x.npu(), begin, end, strides, **masks).cpu()
+    assert found.shape == expected.shape and np.array_equal(found.numpy(), expected)
+
+
+def test_indexing_refuses_and_writes():
+    x = torch.arange(6).view(2, 3).npu()
+    out = torch.zeros(1, 2, dtype=torch.int64).npu()
+    torch_npu.npu_indexing(x, [1, 0], [2, 2], [1, 1], out=out)
+    assert out.cpu().tolist() == [[3, 4]]
+    for begin, end, strides, masks, message in (
+        ([0], [1, 1], [1], {}, "begin, end, strides must be of one length"),
+        ([0], [1], [0], {}, "strides must be other than 0"),
+        ([0], [1], [-1], dict(shrink_axis_mask=1), "strides must be positive where shrink_axis_mask is set"),
+        ([0, 0], [1, 1], [1, 1], dict(ellipsis_mask=3), "ellipsis_mask must be of one bit at most"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch_npu.npu_indexing(x, begin, end, strides, **masks)

@@ -9,11 +9,16 @@ from moe_graph.engine import dtypes
 from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.graph import Node
 from moe_graph.engine.registry import Tensors, kernel
+from moe_graph.operators.quantization import elements
 
 
 @kernel("Cast")
-def cast(x: Tensor, *, dst_type: GeType) -> Tensor:
-    """GE Cast: elements of x as dst_type. float16 is held within int16's range, as the definition of Cast (ops-math) has it of infinity."""
+def cast(x: Tensor, *, dst_type: GeType, node: Node) -> Tensor:
+    """GE Cast: elements of x as dst_type. float16 is held within int16's range, as the definition of Cast (ops-math) has it of infinity.
+    Types that torch lacks are rounded as `operators.quantization.elements` says."""
+    source = node.inputs[0].type
+    if source is not None and source.told_as_bytes or dst_type.told_as_bytes:
+        return elements.of_values(elements.values_of(x, source.name if source else ""), dst_type.name, dst_type.torch)
     if x.dtype == torch.float16 and dst_type.torch == torch.int16:
         x = x.float().clamp(-(2**15), 2**15 - 1)
     return x.to(dst_type.torch)

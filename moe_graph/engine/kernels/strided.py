@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
+from moe_graph.operators.tensor.indexing import sliced
 
 
 @kernel("StridedSliceV2")
@@ -40,17 +41,10 @@ def strided_slice_v2(
             shrunk.append(dimension)
             continue
         chosen = slice(None if begin_mask >> bit & 1 else first, None if end_mask >> bit & 1 else last, step)
-        x = _sliced(x, dimension, chosen)
+        x = sliced(x, dimension, chosen)
     for dimension in sorted(shrunk, reverse=True):
         x = x.squeeze(dimension)
     return x.contiguous()
-
-
-def _sliced(x: Tensor, dimension: int, chosen: slice) -> Tensor:
-    places = range(x.shape[dimension])[chosen]
-    if chosen.step > 0:
-        return x[(slice(None),) * dimension + (slice(places.start, places.stop, places.step),)]
-    return x.index_select(dimension, torch.tensor(list(places), dtype=torch.int64))
 
 
 @kernel("AsStrided")

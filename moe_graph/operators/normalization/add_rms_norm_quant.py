@@ -6,10 +6,11 @@
     npu_add_rms_norm_dynamic_quant(x1, x2, gamma, *, smooth_scale1, smooth_scale2, beta, output_mask, y_dtype)
                                                     (y1, y2, x1 + x2, scale1, scale2); scale: max |norm * smooth| of a row / 127
 
-Sizes are x's; rows are its last dimension. Results int8, or int4 packed in int32 [..., K / 8]. An output that output_mask leaves out, or
+Sizes are x's; rows are its last dimension. Results int8, int4 packed in int32 [..., K / 8], or, but for the dynamic one, on Ascend 950
+float8_e5m2, float8_e4m3fn, hifloat8 (as uint8). An output that output_mask leaves out, or
 without its smooth scales, is empty: [0]. Sources: the operators' pages in the torch_npu documentation, torch_npu's fake implementations,
-the documents of RmsNormQuant, AddRmsNormQuant, AddRmsNormDynamicQuantV2 (ops-nn). Float32 inside, rounded once, halves to even. Not
-served: results of float8 and hifloat8.
+the documents of RmsNormQuant, AddRmsNormQuant, AddRmsNormDynamicQuantV2 (ops-nn). Float32 inside, rounded once, halves to even
+(hifloat8: away from zero). Not served: npu_add_rms_norm_dynamic_quant to float8.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _norm(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float) -> tupl
     return (y if beta is None else y + beta.float()), rstd
 
 
-def _static(y: Tensor, scale: Tensor, offset: Tensor | None, div_mode: bool, maximum: int) -> Tensor:
+def _static(y: Tensor, scale: Tensor, offset: Tensor | None, div_mode: bool, maximum: float) -> Tensor:
     scaled = y / scale.float() if div_mode else y * scale.float()
     return rounded(scaled if offset is None else scaled + offset.float(), maximum)
 
@@ -48,7 +49,7 @@ def rms_norm_quant(
 ) -> Tensor:
     """The quantised norm."""
     y, _ = _norm(x, gamma, beta, epsilon)
-    return _static(y, scale, offset, True, largest("dst_dtype", dst_dtype))
+    return _static(y, scale, offset, True, largest("dst_dtype", dst_dtype, float8=True))
 
 
 def rms_norm_quant_v2(
@@ -64,7 +65,7 @@ def rms_norm_quant_v2(
 ) -> tuple[Tensor, Tensor]:
     """The quantised norm, and rstd."""
     y, rstd = _norm(x, gamma, beta, epsilon)
-    return _static(y, scale, offset, div_mode, largest("dst_dtype", dst_dtype)), rstd
+    return _static(y, scale, offset, div_mode, largest("dst_dtype", dst_dtype, float8=True)), rstd
 
 
 def add_rms_norm_quant(
@@ -85,7 +86,7 @@ def add_rms_norm_quant(
     """y1, y2 and x1 + x2. Without scales2 y2 is 0; a device leaves it as it was."""
     if axis != -1:
         raise ValueError(f"axis must be -1, got {axis}")
-    maximum = largest("dst_type", dst_type)
+    maximum = largest("dst_type", dst_type, float8=True)
     total = x1 + x2
     y, _ = _norm(total, gamma, beta, epsilon)
     first = _static(y, scales1, zero_points1, div_mode, maximum)
@@ -93,14 +94,14 @@ def add_rms_norm_quant(
     return first, second, total
 
 
-def _dynamic(y: Tensor, smooth: Tensor | None, maximum: int) -> tuple[Tensor, Tensor]:
+def _dynamic(y: Tensor, smooth: Tensor | None, maximum: float) -> tuple[Tensor, Tensor]:
     """Quantised rows and their scales [...]; a row of zeros has scale 0 and stays 0."""
     y = y if smooth is None else y * smooth.float()
     scale = y.abs().amax(-1, keepdim=True) / maximum
     return rounded(torch.where(scale == 0, torch.zeros_like(y), y / scale), maximum), scale.squeeze(-1)
 
 
-def _empty(maximum: int) -> tuple[Tensor, Tensor]:
+def _empty(maximum: float) -> tuple[Tensor, Tensor]:
     return rounded(torch.empty(0), maximum), torch.empty(0)
 
 

@@ -1,33 +1,62 @@
-"""The type that a fused operator quantises to, which torch_npu takes as a number of torch: int8, or int4 packed in int32."""
+"""The type that a fused operator quantises to, which torch_npu takes as a number of torch: int8, or int4 packed in int32.
+
+On Ascend 950 also float8_e5m2, float8_e4m3fn and hifloat8 (as uint8). Everywhere below a type is told by its largest value.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from moe_graph.operators.quantization import int4
+from moe_graph.operators import dtypes
+from moe_graph.operators.ge import GeType
+from moe_graph.operators.quantization import hifloat8, int4, mx
 from moe_graph.operators.quantization.int8 import INT8_MAX, to_int8
 
 INT8_NUMBER, INT4_NUMBERS = 1, (16, 285)
+_FLOAT8_NUMBERS = {23: mx.E5M2, 24: mx.E4M3, 291: mx.E5M2, 292: mx.E4M3}
+_BY_MAXIMUM = {form.maximum: form for form in mx.FLOAT8}
 
 
-def largest(name: str, number: int | None) -> int:
+def largest(name: str, number: int | None, float8: bool = False) -> float:
     """The largest value of the type with torch's or torch_npu's number: 127 of int8 (the default), 7 of int4.
 
-    Raises NotImplementedError for another type, naming the argument."""
+    float8: the operator has 448 of float8_e4m3fn, 57344 of e5m2 and 32768 of hifloat8, too, on Ascend 950 alone.
+    Raises NotImplementedError for another type, naming the argument; ValueError for one that the product lacks."""
     if number in (None, INT8_NUMBER):
         return INT8_MAX
     if number in INT4_NUMBERS:
         return int4.INT4_MAX
-    raise NotImplementedError(f"{name} must be int8 (1) or int4 (16), got the dtype with number {number}")
+    if float8 and (number in _FLOAT8_NUMBERS or number == hifloat8.NUMBER):
+        mx.only_on_950(f"{name} of {dtypes.name(number)}")
+        return hifloat8.MAXIMUM if number == hifloat8.NUMBER else _FLOAT8_NUMBERS[number].maximum
+    others = ", float8_e5m2 (23, 291), float8_e4m3fn (24, 292), hifloat8 (290)" if float8 else ""
+    raise NotImplementedError(f"{name} must be int8 (1) or int4 (16){others}, got the dtype with number {number}")
 
 
-def rounded(values: Tensor, maximum: int) -> Tensor:
-    """float32 values rounded, halves to even, and cut to the type whose largest value this is; int4 packed, [..., K] -> [..., K / 8]."""
+def largest_of_ge(name: str, dst_type: GeType) -> float:
+    """The largest value of a type that a GE attribute asks for: int8, or those of float8."""
+    found = {form.ge: form.maximum for form in mx.FLOAT8} | {hifloat8.GE_NAME: hifloat8.MAXIMUM}
+    if dst_type.name in ("DT_INT8", "DT_QINT8"):
+        return INT8_MAX
+    if dst_type.name not in found:
+        raise NotImplementedError(f"{name} must be DT_INT8, {', '.join(found)}, got {dst_type.name}")
+    mx.only_on_950(f"{name} of {dst_type.name}")
+    return found[dst_type.name]
+
+
+def rounded(values: Tensor, maximum: float) -> Tensor:
+    """float32 values rounded and cut to the type whose largest value this is; int4 packed, [..., K] -> [..., K / 8].
+
+    Halves go to even, those of hifloat8 away from zero."""
     if maximum == INT8_MAX:
         return to_int8(values)
+    if maximum == hifloat8.MAXIMUM:
+        return hifloat8.encoded(values)
+    if maximum in _BY_MAXIMUM:
+        return mx.encoded(values, _BY_MAXIMUM[maximum])
     return int4.packed(values.round().clamp(int4.INT4_MIN, int4.INT4_MAX))
 
 
-def steps(values: Tensor, scale: Tensor, maximum: int) -> Tensor:
+def steps(values: Tensor, scale: Tensor, maximum: float) -> Tensor:
     """values / scale, whole, as float32 within the type whose largest value this is; 0 where scale is 0."""
     return (values / scale.masked_fill(scale == 0, 1)).round().clamp(-maximum - 1, maximum)

@@ -35,7 +35,7 @@ LEAST_SCALE = 1e-12
 
 
 def asymmetric(
-    x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None, quant_mode: str, maximum: int
+    x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None, quant_mode: str, maximum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole numbers up to `maximum` as float32, scale and offset."""
     values = x.float()

@@ -20,7 +20,7 @@ from moe_graph.operators.quantization import destination, int4
 _check = Checks("npu_rotate_quant")
 
 
-def _rotated(x: Tensor, rotation: Tensor, maximum: int) -> tuple[Tensor, Tensor]:
+def _rotated(x: Tensor, rotation: Tensor, maximum: float) -> tuple[Tensor, Tensor]:
     """Whole numbers as float32 [M, N], scale [M]."""
     _check.rank("x", x, (2,), "[M, N]")
     size = rotation.shape[0]
