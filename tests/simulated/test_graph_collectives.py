@@ -39,6 +39,11 @@ NAMES = [
     "mm_all_reduce_base int8",
     "alltoallv_gmm",
     "gmm_alltoallv",
+    "all_to_all_matmul",
+    "matmul_all_to_all",
+    "distribute_barrier",
+    "all_to_all_quant_matmul",
+    "quant_matmul_all_to_all",
 ]
 
 

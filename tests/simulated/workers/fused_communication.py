@@ -121,5 +121,62 @@ check(
     [of(RANK, sum(receive), WIDTH, salt=6), experts],
     [back.bfloat16()],
 )
+# The rows of every rank side by side: [2, SIZE * WIDTH] of everyone's ROWS = 2 * SIZE rows.
+beside = torch.cat([everyone[s][2 * RANK : 2 * RANK + 2] for s in range(SIZE)], 1)
+wide, bias = of(RANK, SIZE * WIDTH, OUT, salt=7), of(RANK, OUT, salt=8, dtype=torch.float32)
+check(
+    "all_to_all_matmul",
+    lambda x, w, b: torch_npu.npu_all_to_all_matmul(x, w, NAME, SIZE, b),
+    [everyone[RANK], wide, bias],
+    [(beside.double() @ wide.double() + bias.double()).bfloat16(), beside],
+)
+COLUMNS = 8
+whole = [of(r, ROWS, WIDTH).double() @ of(r, WIDTH, COLUMNS * SIZE, salt=9).double() for r in range(SIZE)]
+check(
+    "matmul_all_to_all",
+    lambda x, w: torch_npu.npu_matmul_all_to_all(x, w, NAME, SIZE),
+    [everyone[RANK], of(RANK, WIDTH, COLUMNS * SIZE, salt=9)],
+    [torch.cat([y[:, COLUMNS * RANK : COLUMNS * (RANK + 1)] for y in whole]).bfloat16()],
+)
+check(
+    "distribute_barrier",
+    lambda x: torch.ops.npu._npu_distribute_barrier(x, NAME, SIZE) + 1,
+    [everyone[RANK]],
+    [everyone[RANK] + 1],
+)
+
+
+def float8(rank, *shape, salt):
+    return (of(rank, *shape, salt=salt) / 2).to(torch.float8_e4m3fn)
+
+
+narrow, scale = float8(RANK, SIZE * WIDTH, OUT, salt=10), of(RANK, OUT, salt=11, dtype=torch.float32)
+step = beside.double().abs().amax(1, keepdim=True) / 448
+rows = (beside.double() / step).float().to(torch.float8_e4m3fn).double()
+check(
+    "all_to_all_quant_matmul",
+    lambda x, w, s: torch_npu.npu_all_to_all_quant_matmul(
+        x, w, NAME, SIZE, x2_scale=s, x1_quant_mode=7, x2_quant_mode=2, x1_quant_dtype=24
+    )[0],
+    [everyone[RANK], narrow, scale],
+    [(rows @ narrow.double() * step * scale.double()).float()],
+)
+
+
+def of_float8(rank):
+    x, w = float8(rank, ROWS, WIDTH, salt=12), float8(rank, WIDTH, COLUMNS * SIZE, salt=13)
+    return x, w, torch.rand(ROWS, generator=torch.Generator().manual_seed(rank)), of(rank, COLUMNS * SIZE, salt=14)
+
+
+whole = [x.double() @ w.double() * s.double()[:, None] * t.double() for x, w, s, t in map(of_float8, range(SIZE))]
+x8, w8, s8, t8 = of_float8(RANK)
+check(
+    "quant_matmul_all_to_all",
+    lambda x, w, s, t: torch_npu.npu_quant_matmul_all_to_all(
+        x, w, NAME, SIZE, x1_scale=s, x2_scale=t, x1_quant_mode=3, x2_quant_mode=2
+    ),
+    [x8, w8, s8, t8.float()],
+    [torch.cat([y[:, COLUMNS * RANK : COLUMNS * (RANK + 1)] for y in whole]).float()],
+)
 dist.barrier()
 dist.destroy_process_group()
