@@ -24,7 +24,11 @@ from moe_graph.registration.register import register, unregister
 from moe_graph.registration.status import status
 
 # Tools of the host engine, imported when they are asked for; they need torchair's wheel, so `import *` leaves them out.
-_LAZY = {"trace": "moe_graph.engine.trace", "compare_graph": "moe_graph.engine.compare"}
+_LAZY = {
+    "trace": "moe_graph.engine.trace",
+    "compare_graph": "moe_graph.engine.compare",
+    "compare_graphs": "moe_graph.engine.compare_program",
+}
 
 __all__ = [
     "Difference",

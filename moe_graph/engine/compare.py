@@ -23,7 +23,7 @@ from moe_graph.engine.graph import Node, Plan
 if TYPE_CHECKING:
     from rich.table import Table
 
-_CAPTURED = "reduce-overhead"
+_LOWERED, _CAPTURED = "max-autotune", "reduce-overhead"
 AGREES, DIFFERS, NOT_SEEN, NO_REFERENCE = "agrees", "differs", "not seen", "no reference"
 
 
@@ -162,9 +162,11 @@ def compare_graph(
         GraphError: if the engine cannot load the graph.
         KernelError: if a kernel of the engine fails.
     """
-    torchair = _torchair()
+    need_device()
+    import torchair
+
     config = torchair.CompilerConfig() if config is None else config
-    if config.mode.value not in ("max-autotune", _CAPTURED):
+    if config.mode.value not in (_LOWERED, _CAPTURED):
         raise ValueError(f"config.mode must be 'max-autotune' (a GE graph) or {_CAPTURED!r}, got {config.mode.value!r}")
     report = Report()
     tolerances = (rtol, atol)
@@ -182,43 +184,46 @@ def compare_graph(
     return report
 
 
-def _torchair() -> Any:
-    """torchair, on the simulated device."""
+def need_device() -> None:
+    """Raises RuntimeError where the simulated device does not run."""
     simulator = sys.modules.get("moe_graph.simulator")
     if simulator is None or not simulator.is_active():
-        raise RuntimeError("compare_graph needs the simulated device: import moe_graph.simulator first")
-    import torchair
-
-    return torchair
+        raise RuntimeError("comparing graphs needs the simulated device: import moe_graph.simulator first")
 
 
 def _backend(torchair: Any, config: Any, report: Report, tolerances: tuple) -> Callable:
     """torchair's backend, whose compiled graphs are compared each time they run."""
     from torchair import npu_fx_compiler
 
-    compiler = torchair.get_compiler(config)
+    compiler = watch(torchair.get_compiler(config), config.mode.value, Reference, report, tolerances)
+
+    def backend(graph_module: torch.fx.GraphModule, inputs: list) -> Callable:
+        if not hasattr(npu_fx_compiler, "_get_merged_decompositions"):
+            raise NotImplementedError("comparing a graph with FX needs the torchair of torch_npu 2.7 or newer")
+        decompositions = npu_fx_compiler._get_merged_decompositions(config)
+        return npu_fx_compiler._compile_graph_with_aot(graph_module, compiler, inputs, config, decompositions)
+
+    return backend
+
+
+def watch(compiler: Callable, mode: str, reference: type[Reference], report: Report, tolerances: tuple) -> Callable:
+    """torchair's compiler of FX graphs; what it compiles is compared with the reference each time it runs."""
 
     def compile_and_watch(graph_module: torch.fx.GraphModule, inputs: list) -> Callable:
         compiled = compiler(graph_module, inputs)
         lowered = compiled.runner.fx_graph  # after torchair's own passes over the FX graph
 
         def call(*arguments: Any) -> Any:
-            on_cpu = tree_map(_to_cpu, arguments)  # before the graph changes any of them
-            seen: _Seen | _SeenLaunches = _SeenLaunches(lowered) if config.mode.value == _CAPTURED else _Seen()
+            copies = tree_map(reference.copied, arguments)  # before the graph changes any of them
+            seen: _Seen | _SeenLaunches = _Seen() if mode == _LOWERED else _SeenLaunches(lowered)
             with seen.watching():
                 outputs = compiled(*arguments)
-            _Reference(lowered, seen, report, tolerances).run(*on_cpu)
+            reference(lowered, seen, report, tolerances).run(*copies)
             return outputs
 
         return call
 
-    def backend(graph_module: torch.fx.GraphModule, inputs: list) -> Callable:
-        if not hasattr(npu_fx_compiler, "_get_merged_decompositions"):
-            raise NotImplementedError("comparing a graph with FX needs the torchair of torch_npu 2.7 or newer")
-        decompositions = npu_fx_compiler._get_merged_decompositions(config)
-        return npu_fx_compiler._compile_graph_with_aot(graph_module, compile_and_watch, inputs, config, decompositions)
-
-    return backend
+    return compile_and_watch
 
 
 def _to_cpu(value: Any) -> Any:
@@ -281,8 +286,11 @@ class _NoValue:
 _MISSING = _NoValue()
 
 
-class _Reference(torch.fx.Interpreter):
+class Reference(torch.fx.Interpreter):
     """Interprets the FX graph on CPU tensors and holds each result against what was seen of it."""
+
+    copied = staticmethod(_to_cpu)
+    """What an argument or constant of the graph is here."""
 
     def __init__(
         self, module: torch.fx.GraphModule, seen: _Seen | _SeenLaunches, report: Report, tolerances: tuple
@@ -292,10 +300,8 @@ class _Reference(torch.fx.Interpreter):
 
     def run_node(self, node: torch.fx.Node) -> Any:
         if node.op in ("placeholder", "output", "get_attr"):
-            return tree_map(_to_cpu, super().run_node(node)) if node.op == "get_attr" else super().run_node(node)
-        args, kwargs = tree_map(
-            lambda x: torch.device("cpu") if isinstance(x, torch.device) else x, self.fetch_args_kwargs_from_env(node)
-        )
+            return tree_map(self.copied, super().run_node(node)) if node.op == "get_attr" else super().run_node(node)
+        args, kwargs = self.fetch(node)
         reason = ""
         if any(x is _MISSING for x in tree_flatten((args, kwargs))[0]):
             reason = "an input has none"
@@ -312,6 +318,20 @@ class _Reference(torch.fx.Interpreter):
             self._compare(node, value)
         return value
 
+    def fetch(self, node: torch.fx.Node) -> tuple[Any, Any]:
+        """The arguments of a node."""
+        return tree_map(
+            lambda x: torch.device("cpu") if isinstance(x, torch.device) else x, self.fetch_args_kwargs_from_env(node)
+        )
+
+    def taken(self, seen: Tensor) -> Tensor:
+        """The engine's value, to go on with."""
+        return seen.clone()
+
+    def difference(self, got: Tensor, expected: Any) -> dict[str, Any]:
+        """What differs of a tensor that was seen."""
+        return describe_difference(got, expected, *self._tolerances)
+
     def _compare(self, node: torch.fx.Node, value: Any) -> None:
         for output, expected in _leaves(value):
             if not isinstance(expected, (Tensor, int, float)):
@@ -320,7 +340,7 @@ class _Reference(torch.fx.Interpreter):
             if got is None:
                 self._add(node, output, NOT_SEEN)
             else:
-                difference = describe_difference(got, expected, *self._tolerances)
+                difference = self.difference(got, expected)
                 self._add(node, output, DIFFERS if difference else AGREES, ge_node=str(ge_node), **difference)
 
     def _no_reference(self, node: torch.fx.Node, reason: str) -> Any:
@@ -331,8 +351,8 @@ class _Reference(torch.fx.Interpreter):
                 self._add(node, output, NO_REFERENCE, reason=reason, ge_node=str(ge_node))
         described = node.meta.get("val")
         if isinstance(described, (tuple, list)):
-            return [seen[str(at)][0].clone() if str(at) in seen else _MISSING for at in range(len(described))]
-        return seen["0"][0].clone() if "0" in seen and isinstance(described, Tensor) else _MISSING
+            return [self.taken(seen[str(at)][0]) if str(at) in seen else _MISSING for at in range(len(described))]
+        return self.taken(seen["0"][0]) if "0" in seen and isinstance(described, Tensor) else _MISSING
 
     def _add(self, node: torch.fx.Node, output: str, status: str, **found: Any) -> None:
         tensor = FxTensor(self._seen.graph, node.name, output, str(node.target), status, _line(node), **found)

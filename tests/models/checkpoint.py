@@ -12,7 +12,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from configurations import Model
 
-PROMPTS = ["hello world", "hello earth", "brown foxes", "other words"]
+PROMPTS = [
+    "hello world",
+    "hello earth",
+    "brown foxes",
+    "other words",
+    "small ducks",
+    "green grass",
+    "lazy summer",
+    "quick notes",
+]
 
 
 def tokenizer(folder: Path, size: int) -> None:

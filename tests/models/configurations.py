@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +119,7 @@ MODELS = {
             mlp_only_layers=[],
             rope_parameters=_ROPE,
         ),
-        (2,),
+        (2, 4),
         ("eager", "ge_graph", "npugraph_ex"),
     ),
     "gpt_oss": Model(
@@ -138,7 +139,7 @@ MODELS = {
             max_position_embeddings=4096,
             rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, **_YARN},
         ),
-        (1, 2),
+        (1, 2, 4),
         ("eager",),
     ),
     "deepseek_r1": Model(
@@ -151,9 +152,23 @@ MODELS = {
             topk_group=2,
             rope_parameters=_MLA_YARN,
         ),
-        (2,),
+        (2, 4),
         ("eager", "ge_graph", "npugraph_ex"),
         dict(model_config=dict(custom_params=dict(enable_mla_prolog=False, enable_multi_streams=False))),
+    ),
+    "deepseek_r1_prolog": Model(
+        "deepseek_r1",
+        ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        dict(
+            _TOKENS,
+            **_MLA,
+            n_group=4,
+            topk_group=2,
+            rope_parameters=_MLA_YARN,
+        ),
+        (2, 4),
+        ("eager", "ge_graph", "npugraph_ex"),
+        dict(model_config=dict(custom_params=dict(enable_mla_prolog=True, enable_multi_streams=True))),
     ),
     "kimi_k2_thinking": Model(
         "kimi_k2_thinking",
@@ -228,7 +243,7 @@ MODELS = {
             max_position_embeddings=256,
             rope_parameters=_ROPE,
         ),
-        (2,),
+        (2, 4),
         ("eager", "ge_graph", "npugraph_ex"),
         dict(
             model_config=dict(
@@ -246,9 +261,11 @@ MODELS = {
 }
 
 
-def yaml_changes(model: Model, world: int) -> dict[str, Any]:
-    """The changes of the executor's yaml for a number of ranks."""
-    changes: dict[str, Any] = {section: dict(values) for section, values in model.yaml.items()}
+def yaml_changes(model: Model, world: int, mode: str) -> dict[str, Any]:
+    """The changes of the executor's yaml for a number of ranks and a mode."""
+    changes: dict[str, Any] = copy.deepcopy(model.yaml)
+    if mode == "eager" and "model_config" in changes:  # the executor offers streams in graphs alone
+        changes["model_config"]["custom_params"].pop("enable_multi_streams", None)
     if model.executor == "qwen3_8b":
         changes.update(_tensor_parallel(world))
     if model.executor == "gpt_oss":

@@ -145,14 +145,14 @@ def test_what_is_changed_in_place_is_compared_with_what_it_was_before():
 
 
 def test_an_operator_without_a_cpu_kernel_goes_on_with_the_engines_value(monkeypatch):
-    original = compare._Reference.call_function
+    original = compare.Reference.call_function
 
     def call_function(self, target, args, kwargs):
         if target is torch.ops.aten.sigmoid.default:
             raise NotImplementedError("no kernel on the CPU")
         return original(self, target, args, kwargs)
 
-    monkeypatch.setattr(compare._Reference, "call_function", call_function)
+    monkeypatch.setattr(compare.Reference, "call_function", call_function)
     report = moe_graph.compare_graph(chain, *inputs())
     (missing,) = report.with_status("no reference")
     assert missing.target == "aten.sigmoid.default" and "no kernel on the CPU" in missing.reason
@@ -217,3 +217,50 @@ def test_captured_launches_are_held_against_the_fx_graph():
     finally:
         library._destroy()
     assert report.first.target == "aten.sigmoid_.default" and report.first.ge_node.startswith("launch ")
+
+
+def decode(x, weight, cache, where):
+    """A step as a model has it: torch_npu's operators, and a cache that is changed in place."""
+    y = torch.ops.npu.npu_rms_norm(x, weight)[0]  # the broken line
+    torch.ops.npu.npu_scatter_nd_update_(cache, where, y)
+    chosen = torch.ops.npu.npu_moe_gating_top_k_softmax(cache, None, 2)
+    return y @ cache.T, chosen[1]
+
+
+def program(mode):
+    """A program that knows nothing of the comparison: three steps, and the cache after them."""
+    torch.manual_seed(0)
+    weight, cache = torch.rand(8).npu(), torch.zeros(6, 8).npu()
+    if mode == "npugraph_ex":
+        step = torch.compile(decode, backend="npugraph_ex", dynamic=False)
+    else:
+        config = torchair.CompilerConfig()
+        config.mode = mode
+        step = torch.compile(decode, backend=torchair.get_npu_backend(compiler_config=config), dynamic=False)
+    with torch.no_grad():
+        for number in range(3):
+            step(torch.randn(2, 8).npu(), weight, cache, torch.tensor([[number], [number + 3]]).npu())
+    return cache.cpu()
+
+
+@pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead", "npugraph_ex"])
+def test_a_program_is_compared_each_time_its_graph_runs(mode):
+    torch._dynamo.reset()
+    with moe_graph.compare_graphs(rtol=0, atol=0) as report:
+        watched = program(mode)
+    assert report.ok, str(report)
+    normalised = [tensor for tensor in report.tensors if "rms_norm" in tensor.target and tensor.status == "agrees"]
+    assert len(normalised) == 3 * 2  # its two outputs
+    assert not report.with_status("no reference")
+    torch._dynamo.reset()
+    assert torch.equal(program(mode), watched)  # the same program, unwatched
+    assert watched.abs().sum(1).gt(0).all()
+
+
+def test_the_operator_of_a_program_that_is_wrong_is_named(break_kernel):
+    torch._dynamo.reset()
+    break_kernel("RmsNorm", lambda outputs: (outputs[0] * 1.01, *outputs[1:]))
+    with moe_graph.compare_graphs() as report:
+        program("max-autotune")
+    assert "rms_norm" in report.first.target and "# the broken line" in report.first.line
+    assert len(report.with_status("differs")) > 3  # what reads it, too
