@@ -14,6 +14,7 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
+from moe_graph.operators.normalization import statistics
 
 _check = Checks("npu_group_norm_silu")
 
@@ -25,8 +26,7 @@ def group_norm_silu(
     if group < 1 or x.shape[1] % group:
         _check.refuse("group", f"a divisor of C = {x.shape[1]}", group)
     values = x.float().reshape(x.shape[0], group, -1)
-    mean = values.mean(-1, keepdim=True)
-    rstd = torch.rsqrt((values - mean).square().mean(-1, keepdim=True) + eps)
+    mean, rstd = statistics.moments(values, (-1,), eps)
     y = ((values - mean) * rstd).view(x.shape)
     channels = (1, -1, *(1,) * (x.dim() - 2))
     y = y if weight is None else y * weight.float().view(channels)
