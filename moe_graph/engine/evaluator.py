@@ -154,7 +154,7 @@ def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> l
         for position in node.bound
     ]
     try:
-        results = _flat(node.kernel.function(*arguments, **node.attributes))
+        results = flat(node.kernel.function(*arguments, **node.attributes))
     except Exception as error:
         raise KernelError(f"{node} failed on {_describe(node, fed)}: {error}") from error
     if len(results) != len(node.outputs):
@@ -169,7 +169,8 @@ def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> l
     return results
 
 
-def _flat(results: object) -> list[Tensor]:
+def flat(results: object) -> list[Tensor]:
+    """A kernel's results as one list."""
     if isinstance(results, Tensor):
         return [results]
     return [tensor for result in results for tensor in ([result] if isinstance(result, Tensor) else result)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from moe_graph.engine import graph as ge_graph
 from moe_graph.planning import fakes
@@ -32,6 +32,7 @@ class LoweredGraph:
         definition: its protobuf GraphDef; None in the mode that captures
         module: the FX graph that was lowered, in the mode that captures the one that is run, after torchair's passes
         inputs: what the compiled function was called with, in the order of the FX graph's placeholders: fake tensors and numbers
+        ge_inputs: what GE is fed with, in the order of the definition's inputs
         source_lines: the line of the program that an FX node came from, by the node's name
     """
 
@@ -39,6 +40,7 @@ class LoweredGraph:
     definition: Any
     module: torch.fx.GraphModule
     inputs: tuple[Any, ...]
+    ge_inputs: tuple[Tensor, ...] = ()
     source_lines: dict[str, str] = field(default_factory=dict)
 
 
@@ -133,12 +135,14 @@ class _Runner:
         module = concrete.fx_graph
         lines = {node.name: _line(node) for node in module.graph.nodes if node.stack_trace}
         if not hasattr(concrete, "_input_info_list"):
-            return LoweredGraph(concrete.fx_graph_name, None, module, tuple(args), lines)
+            return LoweredGraph(concrete.fx_graph_name, None, module, tuple(args), source_lines=lines)
         functions = [info.func for info in concrete._input_info_list]
         process = concrete._gen_input_process(concrete._fx_input_names, concrete._all_sym_input_idx, functions)
-        concrete.update_graph_with_runtime(process(*args), args)
+        with unset_fake_temporarily():  # sizes are numbers, which the graph computes with
+            inputs = tuple(process(*args))
+        concrete.update_graph_with_runtime(inputs, args)
         definition = ge_graph.parse(concrete.graph.SerializeToString())
-        return LoweredGraph(concrete.graph.name, definition, module, tuple(args), lines)
+        return LoweredGraph(concrete.graph.name, definition, module, tuple(args), inputs, lines)
 
 
 def _line(node: torch.fx.Node) -> str:
