@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,21 @@ from moe_graph.dumps.words import short_counts
 from moe_graph.engine import attributes
 from moe_graph.engine import graph as ge_graph
 from moe_graph.planning import fakes, lowering
+
+# Checks of converters, which stand above this module.
+_LAZY = {
+    "check_converter": "moe_graph.checking.converter",
+    "ConverterCheck": "moe_graph.checking.declared",
+    "ConverterReport": "moe_graph.checking.report",
+    "Sample": "moe_graph.checking.samples",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
 
 UPDATE = "MOE_GRAPH_UPDATE_GRAPHS"
 _RECORD = f"pytest --npu-graphs-update, or {UPDATE}=1, records it"

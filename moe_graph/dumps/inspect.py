@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {"schema": SCHEMA, "graphs": [_json(graph, options) for graph in graphs]}, indent=2, allow_nan=False
             )
         )
+    elif options.check:
+        failed |= _checked(options.dumps, graphs)
     elif graphs and not wanted:
         from moe_graph.dumps.inspect_tables import show
 
@@ -103,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", metavar="GLOB", help="only nodes of these names")
     parser.add_argument("--source", metavar="TEXT", help="only nodes with TEXT in their source lines or their FX node")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="would GE take the graph: every node against the definition of its type, and shapes (of txt dumps) against the kernels'; "
+        "exit status 1 if there is an error",
+    )
     for name in PICTURES:
         parser.add_argument(
             f"--{name}",
@@ -146,6 +154,11 @@ def _draw(name: str, graph: Graph, path: Path) -> bool:
         return False
     print(f"{path}: {graph.name}, {len(graph.nodes)} nodes", file=sys.stderr)
     return True
+
+
+def _checked(paths: Sequence[str], graphs: list[Graph]) -> bool:
+    """Print what the checks find; is there an error? They import torch, and stand above this room: by their name."""
+    return bool(importlib.import_module("moe_graph.checking.dumps").show(paths, graphs))
 
 
 def _json(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _KEEP_ELEMENTS = (
 _INT32, _INT4 = 3, 29
 _INT4_FOR_INT32 = {"FlatQuant": "dst_dtype"}
 # Attributes that place or lay out and never change a value. Those that begin with "_" are torchair's and GE's notes.
-_NOTES = frozenset({"input_layout_info", "output_layout_info", "torchair_enable_data_dump", "op_exec_never_timeout"})
+NOTES = frozenset({"input_layout_info", "output_layout_info", "torchair_enable_data_dump", "op_exec_never_timeout"})
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ def _bind_attributes(kernel: registry.Kernel, op: Any) -> dict[str, Any]:
             values[attribute.name] = dtypes.from_ge(attribute.default)
     known = {attribute.name for attribute in kernel.attributes}
     for name in op.attr:
-        if name not in known and not name.startswith("_") and name not in _NOTES:
+        if name not in known and not name.startswith("_") and name not in NOTES:
             value = attributes.decode(op.attr[name])
             raise GraphError(f"the kernel does not model attribute {name!r} (here {value!r}); it has {sorted(known)}")
     return values

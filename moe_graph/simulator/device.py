@@ -62,6 +62,7 @@ def start() -> bool:
         from moe_graph.simulator.communication import group as communication
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
+        from moe_graph.simulator.eager import own
         from moe_graph.simulator.graph_mode import host_inputs
         from moe_graph.simulator.runtime import captured
 
@@ -72,8 +73,19 @@ def start() -> bool:
         settings.computes_on_host("npu")
         captured.install(libraries[0])
         host_inputs.install()
+        own.install()
         _switch_on_by_environment()
+        _load_plugins()
         return True
+
+
+def _load_plugins() -> None:
+    from moe_graph.plugins import entry_points
+
+    try:
+        entry_points.load()
+    except entry_points.PluginError as error:
+        raise SimulatorError(str(error)) from error
 
 
 def _switch_on_by_environment() -> None:

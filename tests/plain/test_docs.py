@@ -26,6 +26,7 @@ MODULES = (
     "moe_graph.family",
     "moe_graph.meta",
     "moe_graph.passes",
+    "moe_graph.plugins",
     "moe_graph.simulator",
     "moe_graph.simulator.faults",
     "moe_graph.simulator.report",

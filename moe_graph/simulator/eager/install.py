@@ -117,6 +117,11 @@ def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     return _lazily(lambda: _operator(overload, None), native.may_wait_in_queue())
 
 
+def kernel_of(qualified: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of an operator that may not be defined yet, by a function on CPU tensors."""
+    return _lazily(lambda: Operator(_overload(qualified), function), native.may_wait_in_queue())
+
+
 def coverage() -> dict[str, str]:
     """Who serves each operator that torch_npu registers for its device: "cpu", "function" (of ours), "torch_npu" or "" (nobody).
 

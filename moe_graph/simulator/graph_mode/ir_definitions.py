@@ -1,54 +1,16 @@
-"""What GE's registry would say of an operator: its inputs, outputs and attributes, read from torchair's generated `ge` functions.
+"""What GE's registry would answer torchair of an operator type.
 
-torchair carries a function for each of some 1700 GE operators, generated from its REG_OP declaration, which is its docstring.
-Of an operator that CANN alone knows the definition is what `moe_graph.operators` declares of it: its kernel's signature and the names of
-its outputs. What neither has is answered as not registered.
+The definition is the one declared (`moe_graph.plugins.define`), else torchair's own text of it; of an operator that CANN alone knows, it is
+what `moe_graph.operators` declares: its kernel's signature and the names of its outputs. What none of them has is not registered.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import NamedTuple
 
-from moe_graph import operators
-from moe_graph.engine import registry
-
-_LINE = re.compile(
-    r"\.(INPUT|OPTIONAL_INPUT|DYNAMIC_INPUT|OUTPUT|DYNAMIC_OUTPUT|ATTR|REQUIRED_ATTR)\(\s*(\w+)\s*,\s*(\w+)"
-)
-_KINDS = {
-    "INPUT": "required",
-    "OPTIONAL_INPUT": "optional",
-    "DYNAMIC_INPUT": "dynamic",
-    "OUTPUT": "required",
-    "DYNAMIC_OUTPUT": "dynamic",
-}
-_ATTRIBUTE_TYPES = {
-    "Int": "VT_INT",
-    "int": "VT_INT",
-    "Float": "VT_FLOAT",
-    "Bool": "VT_BOOL",
-    "String": "VT_STRING",
-    "Type": "VT_DATA_TYPE",
-    "ListInt": "VT_LIST_INT",
-    "ListFloat": "VT_LIST_FLOAT",
-    "ListBool": "VT_LIST_BOOL",
-    "ListString": "VT_LIST_STRING",
-    "ListType": "VT_LIST_DATA_TYPE",
-    "ListListInt": "VT_LIST_LIST_INT",
-    "ListListFloat": "VT_LIST_LIST_FLOAT",
-}
-
-
-_TYPE_OF_KIND = {
-    "b": "VT_BOOL",
-    "i": "VT_INT",
-    "f": "VT_FLOAT",
-    "s": "VT_STRING",
-    "list": "VT_LIST_INT",
-    "dt": "VT_DATA_TYPE",
-}
+from moe_graph.definitions import known
+from moe_graph.definitions.definition import ATTRIBUTE_KINDS
+from moe_graph.engine import signatures
 
 
 class IrDefinition(NamedTuple):
@@ -63,32 +25,14 @@ class IrDefinition(NamedTuple):
     attrs: list[tuple[str, str]]
 
 
-@functools.cache
 def ir_definition(op_type: str) -> IrDefinition:
     """The definition of a GE operator type, for instance "MoeReRouting"."""
-    from torchair._ge_concrete_graph import auto_generated_ge_raw_ops as generated
-
-    document = (getattr(getattr(generated, op_type, None), "__doc__", None) or "").lstrip()
-    if not document.startswith(f"REG_OP({op_type})"):
-        return _declared(op_type)
-    inputs, outputs, attrs = [], [], []
-    for what, name, kind in _LINE.findall(document):
-        if what.endswith("ATTR"):
-            attrs.append((name, _ATTRIBUTE_TYPES.get(kind, kind)))
-        elif what.endswith("OUTPUT"):
-            outputs.append((name, _KINDS[what]))
-        else:
-            inputs.append((name, _KINDS[what]))
-    return IrDefinition("SUCCESS", inputs, outputs, attrs)
-
-
-def _declared(op_type: str) -> IrDefinition:
-    """What the operator's own module says of it."""
-    declared = (kernel for operator in operators.every().values() for kernel in operator.ge)
-    outputs = next((kernel.outputs for kernel in declared if kernel.type == op_type), ())
-    kernel = registry.get(op_type)
-    if not outputs or kernel is None:
+    definition = known.find(op_type) or signatures.definition_of(op_type)
+    if definition is None:
         return IrDefinition("ERROR", [], [], [])
-    inputs = [(i.name, "dynamic" if i.dynamic else "optional" if i.optional else "required") for i in kernel.inputs]
-    attributes = [(a.name, _TYPE_OF_KIND[a.kinds[0]]) for a in kernel.attributes]
-    return IrDefinition("SUCCESS", inputs, [(name, "required") for name in outputs], attributes)
+    return IrDefinition(
+        "SUCCESS",
+        [(port.name, port.kind) for port in definition.inputs],
+        [(port.name, port.kind) for port in definition.outputs],
+        [(attribute.name, ATTRIBUTE_KINDS[attribute.kind]) for attribute in definition.attributes],
+    )

@@ -1,0 +1,138 @@
+"""The shapes that a graph describes, against those that its kernels give on fake tensors: nothing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from moe_graph.checking.finding import ERROR, Finding
+from moe_graph.dumps.model import Descriptor, Graph
+from moe_graph.dumps.reading_definition import from_definition
+from moe_graph.engine import graph as planning
+from moe_graph.engine.errors import GraphError
+from moe_graph.engine.graph import Node
+
+# A result's shape depends on values, which a fake tensor has none of.
+_BY_VALUE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+    UnsupportedOperatorException,
+    NotImplementedError,
+)
+Slot = tuple[int, int]
+
+
+def check_shapes(definition: Any) -> list[Finding]:
+    """What the kernels of the host engine give that is not what the graph describes.
+
+    A node is left out where a size that it reads is not known before the run, where its result's shape depends on values, and where the
+    engine has no kernel for it. A shape is compared exactly at the graph's outputs, and by its number of elements within the graph, where
+    torchair puts views off.
+
+    Args:
+        definition: a GraphDef.
+    """
+    described = from_definition(definition)
+    try:
+        plan = planning.plan(definition)
+    except GraphError as error:
+        return [Finding(ERROR, described.name, str(error))]
+    found: list[Finding] = []
+    # Real constants keep their values in the mode: sizes and axes are read from them.
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        values: dict[Slot, Tensor] = {slot: value.clone() for slot, value in plan.constants.items()}
+        for node in plan.data.values():
+            _described_value(values, described, node)
+        for index in plan.order:
+            node = plan.nodes[index]
+            results = _run(node, values, found)
+            for output, result in enumerate(results or ()):
+                values[index, output] = result
+                found += _compare(node, output, result, described)
+            if results is None:
+                _described_value(values, described, node)
+        for position, (slot, descriptor) in enumerate(zip(plan.results, plan.outputs)):
+            given = values.get(slot)
+            if given is None or not descriptor.is_fx or any(size < 0 for size in descriptor.shape):
+                continue
+            if tuple(given.shape) != descriptor.shape:
+                text = f"output {position} of the graph is described as {list(descriptor.shape)}; it is {list(given.shape)}"
+                found.append(Finding(ERROR, str(plan.nodes[slot[0]]), text))
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch writes what its own implementations refuse into its log as well."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _run(node: Node, values: dict[Slot, Tensor], found: list[Finding]) -> list[Tensor] | None:
+    """What the kernel gives on fake tensors; None if it cannot be told."""
+    fed = [None if slot is None else values.get(slot) for slot in node.slots]
+    if any(slot is not None and value is None for slot, value in zip(node.slots, fed)):
+        return None
+    arguments = [
+        None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]
+        for position in node.bound
+    ]
+    assert node.kernel is not None
+    try:
+        results = node.kernel.function(*arguments, **node.attributes)
+    except _BY_VALUE:
+        return None
+    except Exception as error:
+        if _asks_for_values(error):
+            return None
+        found.append(Finding(ERROR, str(node), f"its kernel refuses what it reads: {error}"))
+        return None
+    return (
+        [results]
+        if isinstance(results, Tensor)
+        else [t for r in results for t in ([r] if isinstance(r, Tensor) else r)]
+    )
+
+
+def _asks_for_values(error: Exception) -> bool:
+    text = str(error)
+    return any(
+        words in text for words in ("fake tensor", "FakeTensor", "meta tensor", "Meta tensors", ".numpy()", "no data")
+    )
+
+
+def _described_value(values: dict[Slot, Tensor], described: Graph, node: Node) -> None:
+    """Go on with what the graph describes of a node's outputs, where that is a whole shape."""
+    for output, (descriptor, own) in enumerate(zip(described.by_name[node.name].outputs, node.outputs)):
+        if descriptor.shape is not None and not descriptor.is_dynamic and own.type is not None:
+            values[node.index, output] = torch.empty(descriptor.shape, dtype=own.type.torch)
+
+
+def _compare(node: Node, output: int, result: Tensor, described: Graph) -> list[Finding]:
+    outputs = described.by_name[node.name].outputs
+    descriptor = outputs[output] if output < len(outputs) else Descriptor("", None)
+    if descriptor.shape is None or descriptor.is_dynamic or not node.outputs[output].fx_name:
+        return []
+    if math.prod(descriptor.shape) == result.numel():
+        return []
+    text = f"output {output} is described as {list(descriptor.shape)}; its kernel gives {list(result.shape)}"
+    return [Finding(ERROR, str(node), text)]
