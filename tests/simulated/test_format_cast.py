@@ -1,5 +1,9 @@
 """npu_format_cast: values stay, the format shows in get_npu_format and in the size of the memory."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch_npu
@@ -87,3 +91,43 @@ def test_without_internal_formats_the_base_format_stays():
     x = torch.randn(8, 8, dtype=torch.float16)
     cast = torch_npu.npu_format_cast(x.npu(), NZ)
     assert int(torch_npu.get_npu_format(cast)) == ND and torch.equal(cast.cpu(), x)
+
+
+WORKER = """
+import torch, torch_npu
+torch.npu.config.allow_internal_format = True
+x = torch.randn(40, 50).half()
+cast = torch_npu.npu_format_cast(x.npu(), 29)
+assert int(torch_npu.get_npu_format(cast)) == 29 and torch.equal(cast.cpu(), x)
+assert cast.untyped_storage().nbytes() == 48 * 64 * 2
+y = torch.randint(-9, 9, (64, 64), dtype=torch.int8)
+other = torch_npu.npu_format_cast(y.npu(), 29, customize_dtype=torch.float16)
+assert int(torch_npu.get_npu_format(other)) == 50 and torch.equal(other.cpu(), y)
+back = torch_npu.npu_format_cast(cast, 2)
+assert int(torch_npu.get_npu_format(back)) == 2 and torch.equal(back.cpu(), x)
+assert torch.equal((cast + 1).cpu(), x + 1)
+whole = torch.randint(-99, 99, (16, 16), dtype=torch.int32)
+assert torch.equal(torch_npu.npu_format_cast(whole.npu(), 29).cpu(), whole)
+for shape, form in (((2, 3, 5, 7), 3), ((40,), 29)):
+    try:
+        found = torch_npu.npu_format_cast(torch.zeros(shape).half().npu(), form)
+        assert int(torch_npu.get_npu_format(found)) == 2, (shape, form)
+    except RuntimeError as error:
+        assert "dstFormat must be ND (2) or FRACTAL_NZ (29), got 3" in str(error) or "2 to 6 dimensions" in str(error), error
+print("as on Ascend 950")
+"""
+
+
+@pytest.mark.slow
+def test_by_aclnn_as_on_ascend_950():
+    """torch_npu asks once for a process which way its product goes, so this one is of its own."""
+    command = [sys.executable, "-c", "import moe_graph.simulator\n" + WORKER]
+    child = subprocess.run(
+        command,
+        env={**os.environ, "MOE_GRAPH_SIM_SOC": "950"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert child.stdout.strip() == "as on Ascend 950", child.stderr[-2000:]

@@ -221,6 +221,12 @@ def test_rms_norm_to_float8(number):
         [x1],
         [expected(x1, False)],
     )
+    rows = gamma.view(1, 16), beta.view(1, 16)  # as [H]
+    run(
+        lambda x: (torch_npu.npu_rms_norm_quant(x, *to_npu([*rows, scale, offset]), 1e-6, dst_dtype=number),),
+        [x1],
+        [expected(x1, True)],
+    )
     run(
         lambda a, b: torch_npu.npu_add_rms_norm_quant(
             a, b, *to_npu([gamma, scale, offset]), beta.npu(), dst_type=number

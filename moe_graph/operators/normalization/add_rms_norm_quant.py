@@ -27,7 +27,9 @@ from moe_graph.operators.quantization.destination import largest, rounded
 
 
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
-    """float32 RmsNorm, plus beta; and rstd."""
+    """float32 RmsNorm, plus beta; and rstd. gamma, beta [1, H] are [H]."""
+    if gamma.dim() == 2 and gamma.shape[0] == 1:
+        gamma, beta = gamma[0], None if beta is None else beta.reshape(-1)
     y, rstd = rms_norm(x.float(), gamma, epsilon)
     return (y if beta is None else y + beta.float()), rstd
 

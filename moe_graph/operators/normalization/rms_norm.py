@@ -7,7 +7,6 @@ Source: the operator's page in the torch_npu documentation. Accumulation is floa
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from moe_graph.operators.declaration import of_torch_npu
@@ -17,7 +16,8 @@ from moe_graph.operators.ge import GeKernel, renamed
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
     """y and rstd, as the module's document says."""
     wide = x.float()
-    rstd = torch.rsqrt(wide.square().mean(tuple(range(-gamma.dim(), 0)), keepdim=True) + epsilon)
+    mean = wide.square().mean(tuple(range(-gamma.dim(), 0)), keepdim=True) + epsilon
+    rstd = mean.double().rsqrt().float()  # the root in float32 first would round twice
     return (wide * rstd * gamma.float()).to(x.dtype), rstd
 
 

@@ -20,6 +20,7 @@
  *   tensor.c          aclTensor, scalars, arrays, lists
  *   aclop.c           the older interface to operators, none of which is executed
  *   python.c          Python's lock, which torch_npu does not take back when a launch fails
+ *   format_cast.c     the change of a format by aclnn, as Ascend 950 has it
  *   moe_re_routing.c  the one operator that is executed
  *   profiling.c       CANN's profiler, which sees the host alone
  *   configuration.c   calls that only configure what has no meaning here, and safe string functions
