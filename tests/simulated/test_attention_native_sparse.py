@@ -7,7 +7,9 @@ import torch_npu
 
 from attention.device import assert_equal, moved
 from moe_graph.operators.attention.nsa_compress import nsa_compress, nsa_compress_grad
+from moe_graph.operators.attention.nsa_compress_attention import nsa_compress_attention
 from moe_graph.operators.attention.nsa_compress_infer import nsa_compress_infer
+from moe_graph.operators.attention.nsa_infer import nsa_compress_attention_infer, nsa_select_attention_infer
 from moe_graph.operators.attention.nsa_select_attention import nsa_select_attention, nsa_select_attention_grad
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -54,3 +56,24 @@ def test_a_window_written_to_the_cache():
     )
     assert found.data_ptr() == on_npu.data_ptr()
     assert_equal(on_npu, [expected])
+
+
+def test_compressed_attention():
+    inputs, sizes = (half(3, 4, 4), half(9, 2, 4), half(9, 2, 3)), (0.5, 4, 4, 2, 8, 2)
+    where = {"actual_seq_qlen": [3], "actual_cmp_seq_kvlen": [9], "actual_sel_seq_kvlen": [3]}
+    expected = nsa_compress_attention(*inputs, *sizes, **where)
+    assert_equal(torch_npu.npu_nsa_compress_attention(*moved(inputs, "npu"), *sizes, **where), list(expected))
+
+
+def test_a_decoding_step():
+    query, key, value = half(1, 4, 4), half(4, 4, 8), half(4, 4, 6)
+    table = torch.tensor([[2, 0, 3, 1]], dtype=torch.int32)
+    inputs = moved((query, key, value), "npu")
+    sizes, where = (0.5, 4, 2, 8, 3, 4, 4, 2), {"block_table": table, "actual_cmp_seq_kvlen": [15]}
+    expected = nsa_compress_attention_infer(query, key, value, *sizes, **where)
+    found = torch_npu.npu_nsa_compress_attention_infer(*inputs, *sizes, **{**where, "block_table": table.npu()})
+    assert_equal(found, list(expected))
+    more, where = (0.5, 4, 2, 4, 3, 4), {"layout": "TND", "block_table": table, "actual_seq_kvlen": [15]}
+    expected = nsa_select_attention_infer(query, key, value, expected[1], *more, **where)
+    found = torch_npu.npu_nsa_select_attention_infer(*inputs, found[1], *more, **{**where, "block_table": table.npu()})
+    assert_equal(found, [expected])
