@@ -180,7 +180,8 @@ def test_group_list_of_integers(split_item, several):
     sizes, ends = [2, 0, 3], [2, 2, 5]
     x, weight = random((5, 4), FLOAT32, 0), [random((4, 2), FLOAT32, i) for i in range(3)]
     parts = list(x.split(sizes))
-    outputs = operator(parts if several else [x], weight, group_list=ends, split_item=split_item)
+    ignored = {} if several else {"group_type": 0}  # as torch_npu's overload for integers does
+    outputs = operator(parts if several else [x], weight, group_list=ends, split_item=split_item, **ignored)
     expected = [part @ matrix for part, matrix in zip(parts, weight)]
     if split_item > 1:
         expected = [torch.cat(expected)]
@@ -401,6 +402,12 @@ ROWS = {"group_type": 0, "split_item": 3, "group_list": GROUPS}
             r"per_token_scale must be of shape \[M\], M = 4",
         ),
         ([X], [W[0]], {"group_list": [2, 1], "split_item": 3}, "group_list must be of weight's length"),
+        (
+            [X],
+            list(W),
+            {"group_list": [2, 4], "split_item": 3, "group_type": 2},
+            "group_type must be one of None, -1, 0, got 2",
+        ),
         ([X], list(W), {"group_list": [2, 1], "split_item": 3}, "group_list must be non-negative and non-decreasing"),
     ],
 )

@@ -137,8 +137,7 @@ def _form(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> tu
 
 
 def _form_with_integers(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> tuple[Axis, bool, bool]:
-    if options.group_type not in (None, -1):
-        check.refuse("group_type", "None with a group_list of integers", options.group_type)
+    check.value("group_type", options.group_type, (None, -1, 0))  # torch_npu does not look at it here
     if options.group_list_type not in (None, CUMSUM):
         check.refuse("group_list_type", f"{CUMSUM} with a group_list of integers", options.group_list_type)
     check.absent("per_token_scale", options.per_token_scale or None, "with a group_list of integers")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from moe_graph.foundation.product import current_product
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, renamed
 from moe_graph.operators.gradients import vjp
@@ -17,7 +18,13 @@ from moe_graph.operators.position.rotation import MODES, turned
 
 
 def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
-    """x with its pairs turned by the angles whose cosines are r1 and whose sines are r2."""
+    """x with its pairs turned by the angles whose cosines are r1 and whose sines are r2.
+
+    Raises ValueError for another mode than half and interleave, if the product is not Ascend 950.
+    """
+    product = current_product().name
+    if rotary_mode in MODES[2:] and product != "950":
+        raise ValueError(f"rotary_mode must be half or interleave on {product}, got {rotary_mode!r}")
     if rotate is None:
         return turned(x, r1, r2, rotary_mode).to(x.dtype)
     if rotate.shape != (x.shape[-1], x.shape[-1]):
