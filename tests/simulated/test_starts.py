@@ -9,7 +9,13 @@ import pytest
 PROGRAM = """
 import moe_graph.simulator, torch
 counts = torch.tensor([[2, 0, 3], [1, 4, 0]], dtype=torch.int32).npu()
-print(torch.ops.npu.npu_moe_re_routing(torch.ones(10, 4).half().npu(), counts)[3].tolist(), (counts + 1).sum().item())
+tokens = torch.ones(10, 4).half().npu()
+print(torch.ops.npu.npu_moe_re_routing(tokens, counts)[3].tolist(), (counts + 1).sum().item())
+graph = torch.npu.NPUGraph()  # alive when the process ends
+with torch.npu.graph(graph):
+    total = torch.ops.npu.npu_moe_re_routing(tokens, counts)[3].sum()
+graph.replay()
+print(total.item())
 """
 
 
@@ -22,4 +28,4 @@ def test_two_hundred_starts():
         results = list(pool.map(start, range(200)))
     wrong = [(result.returncode, result.stdout, result.stderr[-500:]) for result in results if result.returncode]
     assert not wrong, wrong[:3]
-    assert {result.stdout for result in results} == {"[3, 4, 3] 16\n"}
+    assert {result.stdout for result in results} == {"[3, 4, 3] 16\n10\n"}
