@@ -269,12 +269,12 @@ class _SeenLaunches:
     def watching(self) -> contextlib.AbstractContextManager:
         return importlib.import_module("moe_graph.simulator.replays").observed(self)
 
-    def __call__(self, graph: int, position: int, operator_name: str, results: list[Tensor]) -> None:
+    def __call__(self, graph: int, launch: str, operator_name: str, results: list[Tensor | None]) -> None:
         self.graph = f"captured graph {graph}"
         for at in range(self._next, len(self._nodes)):
             if str(self._nodes[at].target) == operator_name:
-                launch = f"launch {position}"
-                self.values[self._nodes[at].name] = {str(i): (x.clone(), launch) for i, x in enumerate(results)}
+                given = {str(i): (x.clone(), launch) for i, x in enumerate(results) if x is not None}
+                self.values[self._nodes[at].name] = given
                 self._next = at + 1
                 return
 

@@ -84,7 +84,7 @@ class NodeRecord:
     Attributes:
         graph: the graph's name; "captured graph 3" is the third capture of the process
         run: which run of the trace it was, from 0
-        name: the node's name; "launch 5": counted from 0 among the launches that Python computes
+        name: the node's name; "launch 5": counted from 0 among those that Python computes
         type: its GE type; of a launch the operator, "aten.mm.default"
         family: the family of its kernel; "captured" of a launch
         source: the FX node it was lowered from and the line of the user's program, where known; the line that launched at the capture
@@ -256,8 +256,7 @@ def trace(
 ) -> Iterator[Trace]:
     """Record every node that the host engine executes inside the block, and every launch of a captured graph that is replayed.
 
-    Launches are those of operators that Python computes, and communication; `npu_moe_re_routing` and copies run in the simulated
-    device's C runtime and make no numbers of their own.
+    Launches are those of operators, and communication; not copies that the simulated device's C runtime makes.
 
     Args:
         statistics: also the smallest, largest and mean value of each output, and how many are NaN and infinite.

@@ -190,6 +190,26 @@ def test_it_needs_the_simulated_device(monkeypatch):
     assert torch_npu.npu.is_available()
 
 
+def test_re_routing_in_a_captured_graph_is_compared_and_traced():
+    """The C runtime launches it, Python does not."""
+    config = torchair.CompilerConfig()
+    config.mode = "reduce-overhead"
+
+    def program(x, counts):
+        tokens, _, places, per_expert = torch.ops.npu.npu_moe_re_routing(x.half() * 2, counts)
+        return tokens.relu() + 1, places, per_expert
+
+    counts = torch.tensor([[2, 0, 3], [1, 4, 0]], dtype=torch.int32)
+    with moe_graph.trace(statistics=True) as trace:
+        report = moe_graph.compare_graph(program, torch.randn(10, 8), counts, config=config)
+    statuses = [t.status for t in report.tensors if "re_routing" in t.target]
+    assert report.ok and statuses == ["agrees", "not seen", "agrees", "agrees"], report  # no scales were given
+    assert [node.type for node in trace.nodes if "re_routing" in node.type] == ["npu.npu_moe_re_routing.default"]
+    (launch,) = [node for node in trace.nodes if "re_routing" in node.type]
+    assert [(output.name, output.shape) for output in launch.outputs] == [("0", (10, 8)), ("2", (10,)), ("3", (3,))]
+    assert launch.outputs[2].statistics.maximum == 4 and launch.name == "aclnnMoeReRouting"
+
+
 def test_captured_launches_are_held_against_the_fx_graph():
     config = torchair.CompilerConfig()
     config.mode = "reduce-overhead"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from moe_graph.simulator.runtime.library import runtime
 
@@ -27,6 +31,7 @@ _DTYPES = {
     40: "FLOAT4_E2M1",
     41: "FLOAT4_E1M2",
 }
+_FLOAT8 = {35: "float8_e5m2", 36: "float8_e4m3fn", 37: "float8_e8m0fnu"}
 
 
 class _TensorRecord(ctypes.Structure):  # tensor_record of moe_re_routing.c
@@ -98,6 +103,41 @@ def _operand(record: _TensorRecord) -> Operand | None:
     return Operand(
         _DTYPES.get(record.dtype, str(record.dtype)), tuple(record.dims[: record.rank]), bool(record.contiguous)
     )
+
+
+# The same numbers in torch's types. Half bytes and HiFloat8 have none.
+_TORCH = {
+    0: torch.float32,
+    1: torch.float16,
+    2: torch.int8,
+    3: torch.int32,
+    4: torch.uint8,
+    9: torch.int64,
+    27: torch.bfloat16,
+    **{number: getattr(torch, name) for number, name in _FLOAT8.items() if hasattr(torch, name)},
+}
+
+
+def results(library: ctypes.CDLL, launch: int) -> list[Tensor | None]:
+    """What a launch has given, as CPU tensors on its memory: tokens, scales, places, counts. None for scales that were not given.
+
+    None, too, for a type that torch has not.
+    """
+    found: list[Tensor | None] = []
+    library.moe_sim_re_routing_result.restype = ctypes.c_void_p
+    library.moe_sim_re_routing_result.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_TensorRecord)]
+    for index in range(4):
+        record = _TensorRecord()
+        address = library.moe_sim_re_routing_result(launch, index, ctypes.byref(record))
+        dtype = _TORCH.get(record.dtype)
+        if record.rank < 0 or dtype is None:
+            found.append(None)
+            continue
+        shape = tuple(record.dims[: record.rank])
+        size = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+        block = (ctypes.c_char * size).from_address(address) if size else bytearray()
+        found.append(torch.frombuffer(block, dtype=dtype).view(shape) if size else torch.empty(shape, dtype=dtype))
+    return found
 
 
 _RECORD_LENGTH = 65536  # RECORD_LENGTH of moe_re_routing.c

@@ -7,16 +7,17 @@ recorded as a task with a number, the position of its function in the graph's li
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from moe_graph.simulator.runtime import launches
+from moe_graph.simulator.runtime import calls, launches
 from moe_graph.simulator.runtime.library import runtime
 
 ORDINARY, CAPTURED, UPDATING, WAITING = range(4)  # moe_sim_stream_state
@@ -150,10 +151,12 @@ def install(library: ctypes.CDLL) -> None:
             ctypes.CFUNCTYPE(ctypes.c_int32, model)(_guarded(_begin)),
             ctypes.CFUNCTYPE(ctypes.c_int32, model, number, number)(_guarded(_run)),
             ctypes.CFUNCTYPE(None, model)(_destroyed),
+            ctypes.CFUNCTYPE(ctypes.c_int32, model, ctypes.c_char_p, ctypes.c_void_p)(_guarded(_native)),
         )
     )
     library.moe_sim_set_python.argtypes = [ctypes.c_void_p] * 4
-    library.moe_sim_set_python(*(ctypes.cast(callback, ctypes.c_void_p) for callback in _callbacks))
+    library.moe_sim_set_python(*(ctypes.cast(callback, ctypes.c_void_p) for callback in _callbacks[:4]))
+    library.moe_sim_watch_native.argtypes = [ctypes.c_void_p]
     # Graphs may outlive Python: torch_npu destroys those of module variables when the process ends.
     atexit.register(library.moe_sim_set_python, None, None, None, None)
 
@@ -214,13 +217,26 @@ def record(stream: int, name: str, launch: Callable[[], Any]) -> None:
         graph.lines.append(launches.user_line())
 
 
+@contextlib.contextmanager
+def watch(observer: Callable[[Graph, str, str, str, Any], None]) -> Iterator[None]:
+    """Have an observer (`launches.replay_observers`) told of every launch of every replay inside."""
+    launches.replay_observers.append(observer)
+    runtime().moe_sim_watch_native(ctypes.cast(_callbacks[4], ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        launches.replay_observers.remove(observer)
+        if not launches.replay_observers:
+            runtime().moe_sim_watch_native(None)
+
+
 # ---- what the runtime calls ----
 
 
 def _guarded(function: Callable[..., None]) -> Callable[..., int]:
     """An exception becomes an error code and the runtime's message."""
 
-    def call(*args: int) -> int:
+    def call(*args: Any) -> int:
         try:
             function(*args)
         except BaseException as error:
@@ -240,7 +256,7 @@ def _captured(model: int) -> None:
 
 
 def _begin(model: int) -> None:
-    graph = _graphs[model]
+    graph = _graph(model)
     graph.begin_replay()
     for observe in launches.capture_observers:
         observe("replay", graph)
@@ -266,7 +282,15 @@ def _launch(graph: Graph, first: int, count: int) -> None:
     for position in range(first, first + count):
         results = graph.launches[position]()
         for observe in launches.replay_observers:
-            observe(graph, position, results)
+            observe(graph, f"launch {position}", graph.names[position], graph.lines[position], results)
+
+
+def _native(model: int, name: bytes, launch: int) -> None:
+    """A launch that the C runtime has made itself. Copies and the like give nothing that is not an input of others."""
+    if name == b"aclnnMoeReRouting":
+        results = calls.results(runtime(), launch)
+        for observe in launches.replay_observers:
+            observe(_graph(model), name.decode(), "npu.npu_moe_re_routing.default", "", results)
 
 
 def _destroyed(model: int) -> None:

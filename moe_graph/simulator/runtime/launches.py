@@ -32,8 +32,10 @@ capture_observers: list[Callable[[str, Any], None]] = []
 """Called with "capture" when one ends and "replay" when one begins, and the graph (`captured.Graph`)."""
 
 
-replay_observers: list[Callable[[Any, int, Any], None]] = []
-"""Called after each launch of a replay with the graph (`captured.Graph`), the launch's position in it and its results."""
+replay_observers: list[Callable[[Any, str, str, str, Any], None]] = []
+"""Called after each launch of a replay with the graph (`captured.Graph`), the launch, its operator, its line and its results.
+
+By `captured.watch`, which has the launches of the C runtime told, too."""
 
 
 @dataclass(frozen=True)

@@ -453,6 +453,17 @@ static aclError run_call(void *data)
     return error;
 }
 
+/* Result `index` of a launch: tokens, scales, places, counts. Its rank is -1 where there is none, or where it is not contiguous. */
+SIM_API const void *moe_sim_re_routing_result(const void *launch, int32_t index, tensor_record *record)
+{
+    const aclOpExecutor *call = launch;
+    const aclTensor *results[] = {&call->permute_tokens, call->has_scales ? &call->permute_scales : NULL, &call->permute_idx,
+                                  &call->expert_num};
+    const aclTensor *result = results[index];
+    *record = describe_for_record(result != NULL && sim_is_contiguous(result) ? result : NULL);
+    return record->rank < 0 ? NULL : first_byte(result);
+}
+
 /* Takes the executor: it is gone when this returns, or with the captured graph that it is recorded in. */
 SIM_API aclError aclnnMoeReRouting(void *workspace, uint64_t workspace_size, aclOpExecutor *call, aclrtStream stream)
 {

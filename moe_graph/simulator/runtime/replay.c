@@ -26,6 +26,16 @@ SIM_API void moe_sim_set_python(void (*captured)(uint32_t), int32_t (*begin)(uin
     python.destroyed = destroyed;
 }
 
+/* Called after each task that is none of Python, with the task's data; NULL: nobody watches. 0, or an error that moe_sim_python_failed
+ * has described. */
+typedef int32_t (*native_watcher)(uint32_t model, const char *name, const void *data);
+static native_watcher watcher;
+
+SIM_API void moe_sim_watch_native(native_watcher function)
+{
+    __atomic_store_n(&watcher, function, __ATOMIC_RELEASE);
+}
+
 /* For a callback of Python: keep the message of its error. */
 SIM_API void moe_sim_python_failed(const char *message)
 {
@@ -165,7 +175,7 @@ aclError sim_replay(sim_model *model, aclrtStream stream, size_t from)
         sim_reset_conditions(model);
         if (model->python_count != 0 && python.begin == NULL)
             return sim_fail(ACL_ERROR_INTERNAL, "aclmdlRIExecuteAsync: Python has ended");
-        if (model->python_count != 0 && python.begin(model->id) != 0)
+        if (python.begin != NULL && python.begin(model->id) != 0)
             return ACL_ERROR_INTERNAL;
     }
     for (size_t i = from; i < model->task_count;) {
@@ -177,6 +187,9 @@ aclError sim_replay(sim_model *model, aclrtStream stream, size_t from)
             aclError error = task->launch.run(task->launch.data);
             if (error != ACL_SUCCESS)
                 return error;
+            native_watcher watch = __atomic_load_n(&watcher, __ATOMIC_ACQUIRE);
+            if (watch != NULL && watch(model->id, task->launch.name, task->launch.data) != 0)
+                return ACL_ERROR_INTERNAL;
             continue;
         }
         uint64_t first = number_of(task), count = 1;
