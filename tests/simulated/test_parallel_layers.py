@@ -26,6 +26,7 @@ RUNS = {  # each a start of that many ranks
 TOLERANCE = (
     1.5e-2  # of the largest value of the dense layer, which is in float32: the layer rounds to bfloat16 some five times
 )
+ROUNDING = 2**-8  # one, to bfloat16, of the largest value
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def test_every_mode_equals_the_dense_layer(size, ways):
     assert max(differences.values()) < TOLERANCE, {
         key: value for key, value in differences.items() if value >= TOLERANCE
     }
-    for (way, _, routing, rank), value in differences.items():
-        assert value == differences[way, "eager", routing, rank], (way, routing, rank)
+    for (way, mode, routing, rank), value in differences.items():  # padded, a product may add in another order
+        assert abs(value - differences[way, "eager", routing, rank]) < ROUNDING, (way, mode, routing, rank)
     # One graph, and one capture, for every number of tokens.
     found = re.findall(r"^(.*), (\w+): (\d+) graphs, (\d+) captures on rank \d+$", printed, re.MULTILINE)
     counts = {"eager": ("0", "0"), "ge": ("1", "0"), "captured": ("1", "1")}
