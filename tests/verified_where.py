@@ -182,6 +182,16 @@ CLAIMS = (
         None,
         "test_graph_collectives::test_each_collective_gives_what_the_ranks_hold",
     ),
+    Claim(
+        "tensor, expert, data and expert x tensor parallel layers of 2, 3, 4 and 8 ranks: a dense layer's results in every mode, one graph",
+        None,
+        "test_parallel_layers::test_every_mode_equals_the_dense_layer",
+    ),
+    Claim(
+        "a decoder's logits are transformers' in every mode, on several ranks",
+        None,
+        "test_moe_model::test_every_mode_on_several_ranks",
+    ),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
 )
 
