@@ -1,7 +1,8 @@
 """Definitions by GE type: those that were declared, then those that torchair carries.
 
 torchair has a function for each of some 1,700 GE types, generated from its REG_OP text, which is the function's docstring. It is read from
-the installed torch_npu wheel as text: neither torch_npu nor torchair is imported.
+the installed torch_npu wheel as text: neither torch_npu nor torchair is imported. Attributes that the function writes and its text lacks
+belong to the definition, too.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import functools
 import importlib.util
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from moe_graph.definitions import newer, reg_op
-from moe_graph.definitions.definition import Definition
+from moe_graph.definitions.definition import Attribute, Definition
 
 _FOLDER = Path("dynamo", "torchair")
 _FILES = (
@@ -21,7 +23,17 @@ _FILES = (
     Path("_ge_concrete_graph", "dynamic_output_ops.py"),
     Path("ge", "_ge_graph.py"),
 )
-_REG_OP = re.compile(r'"""\s*(REG_OP\((\w+)\).*?)"""', re.DOTALL)
+_REG_OP = re.compile(r'"""\s*(REG_OP\((\w+)\).*?)"""(.*?)(?=\n@auto_convert|\Z)', re.DOTALL)
+_WRITTEN = re.compile(r'op\.attr\["([a-z]\w*)"\]\.(\w+(?:\.\w+)?)')
+_KINDS = {
+    "i": "Int",
+    "f": "Float",
+    "b": "Bool",
+    "s": "String",
+    "dt": "Type",
+    "list.i": "ListInt",
+    "list.f": "ListFloat",
+}
 _declared: dict[str, Definition] = {}
 
 
@@ -49,16 +61,27 @@ def _newer() -> dict[str, Definition]:
 
 @functools.cache
 def _of_torchair(ge_type: str) -> Definition | None:
-    text = _texts().get(ge_type)
-    return None if text is None else reg_op.parse(text)[0]
+    found = _texts().get(ge_type)
+    if found is None:
+        return None
+    text, body = found
+    definition = reg_op.parse(text)[0]
+    names = {attribute.name for attribute in definition.attributes}
+    more = {name: _KINDS[kind] for name, kind in _WRITTEN.findall(body) if name not in names and kind in _KINDS}
+    return replace(
+        definition, attributes=(*definition.attributes, *(Attribute(name, kind, "") for name, kind in more.items()))
+    )
 
 
 @functools.cache
-def _texts() -> dict[str, str]:
-    """GE type -> its REG_OP text in torchair."""
+def _texts() -> dict[str, tuple[str, str]]:
+    """GE type -> its REG_OP text in torchair, and the function's body."""
     wheel = importlib.util.find_spec("torch_npu")
     if wheel is None or wheel.origin is None:
         return {}
     folder = Path(wheel.origin).parent / _FOLDER
     sources = ((folder / name).read_text() for name in _FILES if (folder / name).is_file())
-    return {match[2]: match[1].replace("\\n", "\n") for source in sources for match in _REG_OP.finditer(source)}
+    found: dict[str, tuple[str, str]] = {}  # of a type with two texts the first: the kernels agree with it
+    for match in (match for source in sources for match in _REG_OP.finditer(source)):
+        found.setdefault(match[2], (match[1].replace("\\n", "\n"), match[3]))
+    return found
