@@ -101,5 +101,5 @@ def test_packed_parameters(mode, with_offset):
 
 def test_forms_that_are_not_served_are_named():
     x1, x2, scale = int8(M, K).npu(), int8(K, N).npu(), torch.ones(1).npu()
-    with pytest.raises(NotImplementedError, match="group_sizes must be 0 or None"):
+    with pytest.raises(RuntimeError, match="group_sizes must be 0 or None without scales of blocks"):
         torch_npu.npu_quant_matmul(x1, x2, scale, output_dtype=torch.float16, group_sizes=[1, 128, 128])

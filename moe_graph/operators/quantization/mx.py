@@ -214,7 +214,7 @@ def in_pairs(codes: Tensor, axis: int) -> Tensor:
 
 
 def of_pairs(mxscale: Tensor, axis: int) -> Tensor:
-    """What `in_pairs` made, as codes [..., 2 * pairs, ...]; uint8, or of GE's type."""
+    """What `in_pairs` made, as codes [..., 2 * pairs, ...]; uint8, or of GE's type. axis counts the codes' dimensions."""
     axis %= mxscale.dim() - 1
     return mxscale.view(torch.uint8).movedim(-1, axis + 1).flatten(axis, axis + 1)
 

@@ -1,0 +1,205 @@
+"""Products of float8, hifloat8 and float4 (Ascend 950) against loops over their blocks, eager and in graph mode."""
+
+import pytest
+import torch
+import torch_npu
+
+from everywhere import check
+
+FLOAT4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+E8M0 = torch_npu.float8_e8m0fnu
+
+
+@pytest.fixture(autouse=True)
+def ascend_950(product, monkeypatch):
+    product("950")
+    monkeypatch.setattr(torch_npu.npu, "get_device_name", lambda *_: "Ascend950PR_9599")  # torchair asks for it
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantised(kind, *shape, seed=0):
+    """Elements as torch_npu takes them, with the dimension of K last, and their values."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "float4":
+        codes = torch.randint(0, 16, shape, generator=generator, dtype=torch.uint8)
+        values = FLOAT4[(codes & 7).long()] * torch.where(codes > 7, -1.0, 1.0)
+        return codes[..., ::2] | codes[..., 1::2] << 4, values
+    if kind == "hifloat8":
+        codes = torch_npu.npu_dtype_cast(random(*shape, seed=seed).npu(), torch_npu.hifloat8)
+        return codes.cpu(), torch_npu.npu_dtype_cast(codes, torch.float32, torch_npu.hifloat8).cpu()
+    dtype = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8}[kind]
+    x = (random(*shape, seed=seed) * (30 if kind == "int8" else 1)).to(dtype)
+    return x, x.float()
+
+
+def e8m0(*shape, seed=0):
+    """Codes near that of 1 and what they stand for."""
+    codes = torch.randint(124, 131, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return codes, 2.0 ** (codes.double() - 127)
+
+
+NUMBERS = {"float4": torch_npu.float4_e2m1fn_x2, "hifloat8": torch_npu.hifloat8}
+
+
+def blockwise(left, right, scale1, scale2):
+    """sum over blocks of K of (left @ right) * scale1 * scale2, where scale1(i, block) and scale2(block, j) give the scales."""
+    rows, inner, columns = *left.shape, right.shape[1]
+    y = torch.zeros(rows, columns, dtype=torch.float64)
+    size, first, second = scale1
+    for i in range(rows):
+        for j in range(columns):
+            for start in range(0, inner, size):
+                part = slice(start, start + size)
+                y[i, j] += (left[i, part].double() @ right[part, j].double()) * first(i, start) * second(start, j)
+    return y
+
+
+@pytest.mark.parametrize("kinds", [("e4m3", "e5m2"), ("float4", "float4"), ("e4m3", "float4")])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_mx(kinds, transposed):
+    """Blocks of 32 with scales of float8_e8m0; K is no multiple of 64."""
+    if kinds == ("e4m3", "float4") and not transposed:
+        pytest.skip("the document has the weight transposed")
+    rows, inner, columns = 3, 80, 6
+    x1, left = quantised(kinds[0], rows, inner, seed=1)
+    stored, right = quantised(kinds[1], *((columns, inner) if transposed else (inner, columns)), seed=2)
+    codes1, factors1 = e8m0(rows, 2, 2, seed=3)
+    codes2, factors2 = e8m0(*((columns, 2, 2) if transposed else (2, columns, 2)), seed=4)
+    of_k = factors2 if not transposed else factors2.transpose(0, 1)
+    y = blockwise(
+        left,
+        right.t() if transposed else right,
+        (32, lambda i, at: factors1[i, at // 64, at // 32 % 2], lambda at, j: of_k[at // 64, j, at // 32 % 2]),
+        None,
+    )
+    bias = random(columns, seed=5)
+
+    def product(x1, weight, scale, token, bias):
+        return torch_npu.npu_quant_matmul(
+            x1,
+            weight.t() if transposed else weight,
+            scale.transpose(0, 1) if transposed else scale,
+            pertoken_scale=token,
+            bias=None if kinds == ("e4m3", "float4") else bias,
+            output_dtype=torch.bfloat16,
+            x1_dtype=NUMBERS.get(kinds[0]),
+            x2_dtype=NUMBERS.get(kinds[1]),
+            scale_dtype=E8M0,
+            pertoken_scale_dtype=E8M0,
+            group_sizes=[1, 1, 32],
+        )
+
+    wanted = y if kinds == ("e4m3", "float4") else y + bias
+    modes = {"float4": ("eager", "static"), "e5m2": ("eager", "dynamic")}.get(
+        kinds[1] if transposed else "", ("eager",)
+    )
+    check(product, [x1, stored, codes2, codes1, bias], [wanted.bfloat16()], modes=modes, rtol=2**-7, atol=2**-9)
+
+
+@pytest.mark.parametrize("kind, rows_of_block", [("e4m3", 1), ("hifloat8", 128), ("int8", 1)])
+def test_blocks_of_128(kind, rows_of_block):
+    rows, inner, columns = 130, 200, 140
+    x1, left = quantised(kind, rows, inner, seed=1)
+    x2, right = quantised(kind, inner, columns, seed=2)
+    token = random(rows if rows_of_block == 1 else 2, 2, seed=3).abs() + 0.1
+    scale = random(2, 2, seed=4).abs() + 0.1
+    y = torch.zeros(rows, columns, dtype=torch.float64)
+    for start in (0, 128):
+        part = slice(start, start + 128)
+        sums = left[:, part].double() @ right[part].double()
+        for i in range(rows):
+            for j in (0, 128):
+                place = slice(j, j + 128)
+                y[i, place] += (
+                    sums[i, place] * token[i // rows_of_block, start // 128].double() * scale[start // 128, j // 128]
+                )
+
+    def product(x1, x2, scale, token):
+        return torch_npu.npu_quant_matmul(
+            x1,
+            x2,
+            scale,
+            pertoken_scale=token,
+            output_dtype=torch.float16,
+            x1_dtype=NUMBERS.get(kind),
+            x2_dtype=NUMBERS.get(kind),
+            group_sizes=[rows_of_block, 128, 128],
+        )
+
+    modes = ("eager", "static") if kind == "hifloat8" else ("eager",)
+    check(product, [x1, x2, scale, token], [y.half()], modes=modes, rtol=2**-10, atol=2**-8)
+
+
+@pytest.mark.parametrize("kind", ["e5m2", "hifloat8"])
+@pytest.mark.parametrize("form", ["channel and token", "one and one", "packed"])
+def test_scales_of_rows_and_columns(kind, form):
+    rows, inner, columns = 3, 20, 5
+    x1, left = quantised(kind, rows, inner, seed=1)
+    x2, right = quantised(kind, inner, columns, seed=2)
+    scale = random(1 if form == "one and one" else columns, seed=3)
+    token = None if form == "packed" else random(1 if form == "one and one" else rows, seed=4)
+    bias = random(columns, seed=5)
+    y = left.double() @ right.double()
+    if form == "packed":
+        scale = torch_npu.npu_trans_quant_param(scale.abs().npu()).cpu()
+        factors = (
+            torch.tensor([(w & 0xFFFFFFFF) for w in scale.tolist()], dtype=torch.int64)
+            .to(torch.int32)
+            .view(torch.float32)
+        )
+        y = (y + bias) * factors
+    else:
+        y = y * scale * token.unsqueeze(1) + bias
+
+    def product(x1, x2, scale, token, bias):
+        return torch_npu.npu_quant_matmul(
+            x1,
+            x2,
+            scale,
+            pertoken_scale=token,
+            bias=bias,
+            output_dtype=torch.float16,
+            x1_dtype=NUMBERS.get(kind),
+            x2_dtype=NUMBERS.get(kind),
+        )
+
+    modes = ("eager", "dynamic") if kind == "hifloat8" and form != "one and one" else ("eager",)
+    check(product, [x1, x2, scale, token, bias], [y.half()], modes=modes, rtol=2**-9, atol=2**-9)
+
+
+def test_integers_on_ascend_950():
+    """torchair lowers them to QuantBatchMatmulV4 there."""
+    x1, left = quantised("int8", 3, 20, seed=1)
+    x2, right = quantised("int8", 20, 5, seed=2)
+    scale = random(5, seed=3).abs()
+    y = (left.double() @ right.double() * scale).bfloat16()
+
+    def product(x1, x2, scale):
+        return torch_npu.npu_quant_matmul(x1, x2, scale, output_dtype=torch.bfloat16)
+
+    check(product, [x1, x2, scale], [y], modes=("eager", "static"), rtol=2**-7)
+
+
+def test_refusals(product):
+    x1, x2, scale = (torch.ones(size).npu() for size in ((3, 4), (4, 5), (5,)))
+    x1, x2 = x1.to(torch.float8_e4m3fn), x2.to(torch.float8_e4m3fn)
+    for given, message in (
+        (dict(output_dtype=torch.int8), "output_dtype must be one of"),
+        (
+            dict(output_dtype=torch.float16, group_sizes=[1, 64, 64], pertoken_scale=torch.ones(3, 1).npu()),
+            "group_sizes must be one of",
+        ),
+        (
+            dict(output_dtype=torch.float16, group_sizes=[1, 128, 128]),
+            "group_sizes must be 0 or None without scales of blocks",
+        ),
+        (dict(output_dtype=torch.float16, y_scale=scale), "y_scale must be None"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch_npu.npu_quant_matmul(x1, x2, scale, **given)
+    product("A2")
+    with pytest.raises(RuntimeError, match="only Ascend 950 has it, the product is A2"):
+        torch_npu.npu_quant_matmul(x1, x2, scale, output_dtype=torch.float16)
