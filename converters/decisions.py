@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moe_graph.foundation import settings
 
 logger = logging.getLogger("moe_graph.lowering")
@@ -20,13 +22,17 @@ logger = logging.getLogger("moe_graph.lowering")
 _FRAME = re.compile(r'  File "(.*?)", line (\d+), in (\S+)\n\s*(.*)')
 # This package's own rooms, also where meta/ and converters/ lie beside it.
 _OURS = (str(Path(settings.__file__).parents[1]), str(Path(__file__).parent))
+# Where a collective of the program becomes a functional one.
+_COLLECTIVE = (str(Path(torch.__file__).parent / "distributed"), str(Path(torch.__file__).parents[1] / "torch_npu"))
 _line: contextvars.ContextVar[str] = contextvars.ContextVar("line", default="")
 
 
 def without_ours(stack: str) -> str:
-    """A stack as FX notes it, without the frames of this package; as it is, if there are no others."""
+    """A stack as FX notes it, without the frames of this package and of torch's collectives; as it is, if there are no others."""
     parts = re.split(r'(?m)^(?=  File ")', stack)
-    kept = [part for part in parts if not part.startswith(tuple(f'  File "{folder}/' for folder in _OURS))]
+    kept = [
+        part for part in parts if not part.startswith(tuple(f'  File "{folder}/' for folder in (*_OURS, *_COLLECTIVE)))
+    ]
     return "".join(kept) if any(part.startswith("  File") for part in kept) else stack
 
 

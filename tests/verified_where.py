@@ -192,6 +192,11 @@ CLAIMS = (
         None,
         "test_moe_model::test_every_mode_on_several_ranks",
     ),
+    Claim(
+        "ranks that do not call the same collective, come late or die are an error by rank and line, in time",
+        None,
+        "test_hangs::test_a_slice_of_the_mistakes",
+    ),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
 )
 

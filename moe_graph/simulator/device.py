@@ -63,7 +63,7 @@ def start() -> bool:
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
         from moe_graph.simulator.eager import own
-        from moe_graph.simulator.graph_mode import host_inputs
+        from moe_graph.simulator.graph_mode import host_inputs, termination
         from moe_graph.simulator.runtime import captured
 
         eager.install()
@@ -74,6 +74,7 @@ def start() -> bool:
         captured.install(libraries[0])
         host_inputs.install()
         own.install()
+        termination.install()
         _switch_on_by_environment()
         _load_plugins()
         return True

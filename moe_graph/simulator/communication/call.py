@@ -30,6 +30,7 @@ class Call:
     sent       bytes to each rank; received: bytes from each; (): not compared
     size       of this rank's tensors, in words, where the ranks' may differ
     number     the how manyth of the group it is
+    group      the group's name
     """
 
     operation: str
@@ -40,6 +41,7 @@ class Call:
     sent: Sequence[int] = ()
     received: Sequence[int] = ()
     size: str = ""
+    group: str = ""
 
     def __str__(self) -> str:
         within = f"{self.place.operator}: " if self.place.operator else ""
@@ -83,18 +85,28 @@ def texts(rows: Tensor) -> list[str]:
     return [row[_DIGEST : _DIGEST + _TEXT].tobytes().rstrip(b"\0").decode(errors="replace") for row in rows.numpy()]
 
 
-def mismatch(rows: Tensor) -> str:
-    """In words, what does not fit."""
+def mismatch(rows: Tensor, ranks: Sequence[int]) -> str:
+    """In words, what does not fit. `ranks`: the numbers of the group's ranks in the program."""
     given = rows.numpy()
-    if not (given[:, :_DIGEST] == given[0, :_DIGEST]).all():
-        return "the ranks do not call the same"
+    same = [tuple(row) for row in given[:, :_DIGEST].tolist()]
+    usual = max(same, key=same.count)
+    if same.count(usual) < len(same):
+        others = [rank for rank, own in zip(ranks, same) if own != usual]
+        if same.count(usual) <= len(same) // 2:
+            return "the ranks do not call the same"
+        return f"{named(others)} {'does' if len(others) == 1 else 'do'} not call what the others call"
     sent, received = _counts(given)
     wrong = np.argwhere((sent != received.T) & (sent != _UNSAID) & (received.T != _UNSAID))
     source, target = wrong[0].tolist()
     return (
-        f"rank {source} of the group sends {sent[source, target]} bytes to rank {target}, "
+        f"rank {ranks[source]} sends {sent[source, target]} bytes to rank {ranks[target]}, "
         f"which expects {received[target, source]}"
     )
+
+
+def named(ranks: Sequence[int]) -> str:
+    """ "rank 2", "ranks 0, 1" """
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
 def _counts(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

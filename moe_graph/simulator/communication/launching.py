@@ -116,7 +116,7 @@ class Launcher(dist.ProcessGroup):
         self._id = str(options.group_id)
         self._ranks = list(options.global_ranks_in_group) or list(range(size))
         self._limit = limited(options.timeout)
-        self._box = black_box.of(options.store, self._ranks[rank])
+        self._box = black_box.of(options.store, self._ranks[rank], size)
         self._pending: list[SimulatedWork] = []
         self._coalesced: list[SimulatedWork] | None = None
         self._lock = threading.Lock()
@@ -183,7 +183,7 @@ class Launcher(dist.ProcessGroup):
             awaited = not getattr(opts, "asyncOp", True) and self._coalesced is None
             with self._lock:
                 mesh.count += 1
-                work.call = replace(told, number=mesh.count)
+                work.call = replace(told, number=mesh.count, group=self._id)
                 if self._size > 1:
                     work.start_after(Meeting(self, mesh, work, timeout), calls, mesh.order, awaited)
             if self._size == 1:
@@ -195,7 +195,10 @@ class Launcher(dist.ProcessGroup):
         """Start the work, and keep it."""
         for observe in launches.communication_observers:
             observe(work.call.operation)
-        start()
+        try:
+            start()
+        except RuntimeError as error:
+            raise self._explained(work, error) from None
         self._box.called(work)
         with self._lock:
             # A program may drop a handle without waiting; on a device the operation goes on all the same.
@@ -233,22 +236,33 @@ class Launcher(dist.ProcessGroup):
         by_text: dict[str, list[int]] = {}
         for rank, text in zip(self._ranks, call.texts(rows)):
             by_text.setdefault(text, []).append(rank)
-        lines = [f"  {_named(ranks)}: {text}" for text, ranks in by_text.items()]
-        return dist.DistBackendError("\n".join([f"{self._whose(work.call)}: {call.mismatch(rows)}.", *lines]))
+        lines = [f"  {call.named(ranks)}: {text}" for text, ranks in by_text.items()]
+        return self._failed(work, call.mismatch(rows, self._ranks), "\n".join(lines))
+
+    def _failed(self, work: SimulatedWork, why: str, lines: str) -> dist.DistBackendError:
+        group = f"{self._id}, ranks {self._ranks}"
+        whose = f"{work.call} failed on rank {self._rank} of {self._size}, group {group}"
+        error = dist.DistBackendError(f"hccl on the simulated device: {whose}: {why}.\n{lines}")
+        error.why = why  # in short: what the other ranks are told
+        return error
 
     def _explained(self, work: SimulatedWork, error: Exception) -> Exception:
         """gloo's error with what the ranks do; any other error is itself."""
         first = str(error).splitlines()[0] if str(error) else ""
         if isinstance(error, TimeoutError):
-            return dist.DistBackendError(f"{self._whose(work.call)}: {first}.\n{self._box.report(self._ranks, False)}")
+            return self._failed(work, first, self._box.report(self._ranks, work.call).lines)
         if not (_PLACE_IN_GLOO.match(first) or "imed out" in first or "wait timeout" in first):
             return error
         reason = _PLACE_IN_GLOO.sub("", first).partition(". This is typically")[0]
-        late = "imed out" in reason or "timeout" in reason
-        why = f"not all ranks have come within {time.time() - work.launched:.0f} s" if late else "a rank is gone"
-        report = self._box.report(self._ranks, not late)
-        return dist.DistBackendError(f"{self._whose(work.call)}: {why}.\n{report}\n  gloo says: {reason}")
-
-
-def _named(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+        is_late = "imed out" in reason or "timeout" in reason
+        found = self._box.report(self._ranks, work.call, after_loss=not is_late)
+        seconds = f"within {time.time() - work.launched:.0f} s"
+        if found.gone:
+            why = f"{call.named(found.gone)} {'is' if len(found.gone) == 1 else 'are'} gone"
+        elif not is_late:
+            why = f"{call.named(found.gave_up)} gave up" if found.gave_up else "a connection is lost"
+        elif found.missing:
+            why = f"{call.named(found.missing)} {'has' if len(found.missing) == 1 else 'have'} not come {seconds}"
+        else:
+            why = f"nobody has answered {seconds}" if work.is_message else f"it has not ended {seconds}"
+        return self._failed(work, why, f"{found.lines}\n  gloo says: {reason}")

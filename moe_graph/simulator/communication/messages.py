@@ -146,7 +146,15 @@ class Messages(Launcher):
         with self._lock:
             self._message_count += 1
             number = self._message_count
-        told = Call(operation, "message", described(tensors), place.here(), number, size=f"tag {tag}" if tag else "")
+        told = Call(
+            operation,
+            "message",
+            described(tensors),
+            place.here(),
+            number,
+            size=f"tag {tag}" if tag else "",
+            group=self._id,
+        )
         work = SimulatedWork(told, tensors, (), self._explained)
         work.is_message = True
         return work
@@ -154,12 +162,10 @@ class Messages(Launcher):
     def refusal(self, work: SimulatedWork, source: int, row: Tensor) -> dist.DistBackendError:
         """The error of a receiver that expects another message than it is sent."""
         (sent,) = call.texts(row[None])
-        whose = self._whose(work.call)
-        self._box.note(f"refused a message of rank {self._ranks[source]}, which is in {sent}")
-        return dist.DistBackendError(
-            f"{whose}: the sender sends another size or dtype.\n  rank {self._ranks[source]}: {sent}\n"
-            f"  rank {self._ranks[self._rank]}: {work.call}"
-        )
+        sender = self._ranks[source]
+        self._box.note(f"refused a message of rank {sender}, which is in {sent}")
+        lines = f"  rank {sender}: {sent}\n  rank {self._ranks[self._rank]}: {work.call}"
+        return self._failed(work, f"rank {sender} sends another size or dtype", lines)
 
     def batch_isend_irecv(self, op_type: list[str], tensors: list[Tensor], remote_rank_list: list[int]) -> Any:
         """torch_npu's own: kinds are "isend" or "irecv", one work for them all."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import NamedTuple
 
+from torch import Tensor
+
 from moe_graph.engine import evaluator
 from moe_graph.operators import communication
 from moe_graph.operators.declaration import Operator
@@ -22,7 +24,8 @@ _EXECUTES = evaluator._execute.__code__  # the engine's frame that runs one node
 
 
 class Place(NamedTuple):
-    """`operator`: one of torch_npu's that communicates ("npu_moe_distribute_dispatch_v2"), or "". `line`: 'file:line in function'."""
+    """`operator`: one of torch_npu's that communicates ("npu_moe_distribute_dispatch_v2(bfloat16)"), or "".
+    `line`: 'file:line in function'."""
 
     operator: str
     line: str
@@ -34,8 +37,8 @@ def here() -> Place:
     operators = _operators()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if not operator:
-            operator = operators.get(frame.f_code, "")
+        if not operator and frame.f_code in operators:
+            operator = operators[frame.f_code] + _first_dtype(frame)
         if frame.f_code is _EXECUTES:
             node = str(frame.f_locals["node"])
             break
@@ -63,6 +66,12 @@ def replayed(place: Place) -> Iterator[None]:
 def main_line() -> str:
     """Where the main thread is just now."""
     return launches.user_line(sys._current_frames().get(threading.main_thread().ident or 0))
+
+
+def _first_dtype(frame: FrameType) -> str:
+    """ "(bfloat16)", the dtype of an operator's first argument: inside, what travels may be a wider one on all ranks."""
+    first = frame.f_locals.get(frame.f_code.co_varnames[0])
+    return f"({str(first.dtype).removeprefix('torch.')})" if isinstance(first, Tensor) else ""
 
 
 @functools.cache

@@ -58,16 +58,13 @@ class SimulatedWork(dist.Work):
         self._begun = False
         self._error: Exception | None = None
         self._future: Any = None
-        self._ended = False
+        self._ended = self._fails = False
         self._lock = threading.Lock()
         self._waiting = threading.Lock()
 
     def start(self, calls: Sequence[Callable[[], Any]]) -> None:
-        """Start gloo's operations at once. Raises DistBackendError where gloo does."""
-        try:
-            self._parts += [call() for call in calls]
-        except RuntimeError as error:
-            raise self._failure(error) from error
+        """Start gloo's operations at once. Raises what gloo raises."""
+        self._parts += [call() for call in calls]
         self._begun = True
 
     def start_after(self, meeting: Meeting, calls: Sequence[Callable[[], Any]], order: Order, awaited: bool) -> None:
@@ -91,14 +88,13 @@ class SimulatedWork(dist.Work):
         return True
 
     def _failure(self, error: Exception) -> Exception:
+        self._fails = True
         if self._explain is None or isinstance(error, dist.DistBackendError):
             return error
         return self._explain(self, error)
 
     def _fail(self, error: Exception) -> None:
         self._error = self._failure(error)
-        if self._error is not error:
-            self._error.__cause__ = error
         self._ended = True
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008  a timedelta is immutable
@@ -132,7 +128,7 @@ class SimulatedWork(dist.Work):
 
     def has_ended(self) -> bool:
         """Is it known to have ended? A send or recv is not, before someone waits for it."""
-        return self._ended or (self._begun and all(_has_ended(part) for part in self._parts))
+        return self._ended or (self._begun and not self._fails and all(_has_ended(part) for part in self._parts))
 
     def is_completed(self) -> bool:
         """Has it ended, well or not? Never blocks."""

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import typing_extensions
 from torch import Tensor
 
 Observer = Callable[[torch._ops.OpOverload, tuple, dict], None]
@@ -108,6 +109,10 @@ _LIBRARIES = tuple(
         Path(torch.__file__).parents[1] / "torchair",
     )
 )
+_LIBRARIES = (
+    *_LIBRARIES,
+    typing_extensions.__file__,
+)  # its wrapper stands around functions of torch that are deprecated
 _STANDARD = sysconfig.get_path("stdlib") + "/"
 _ADDED = sysconfig.get_path("purelib") + "/"
 

@@ -79,6 +79,38 @@ def case_all_reduce_by_every_reduction():
     same(truth, torch.tensor([True, False, True]))
 
 
+def case_average_of_integers_goes_toward_zero():
+    for dtype in (torch.int16, torch.int32, torch.int64):
+        tensor = torch.tensor([3 * RANK - 4, 7, -7]).to(dtype).npu()
+        dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
+        total = sum(3 * rank - 4 for rank in RANKS)
+        same(tensor, torch.tensor([int(total / SIZE), 7, -7]).to(dtype))
+
+
+def case_sum_of_products():
+    half = torch_npu.distributed._make_hccl_premul_sum(0.5)
+    tensor = mine()
+    dist.all_reduce(tensor, op=half)
+    torch.testing.assert_close(tensor.cpu(), sum(values(rank) for rank in RANKS) / 2)
+    scattered = torch.zeros(3).npu()
+    dist.reduce_scatter_tensor(scattered, torch.full((3 * SIZE,), RANK + 1.0).npu(), op=half)
+    same(scattered, torch.full((3,), sum(rank + 1.0 for rank in RANKS) / 2))
+    refuses(lambda: dist.all_reduce(mine(torch.int32), op=half), RuntimeError, "PreMulSum Data type must be")
+
+
+def case_messages_to_oneself():
+    received = [torch.zeros(2).npu() for _ in range(2)]
+    sent = [torch.full((2,), 10.0 * RANK + each).npu() for each in range(2)]
+    batch = [dist.P2POp(dist.irecv, each, RANK) for each in received] + [
+        dist.P2POp(dist.isend, each, RANK) for each in sent
+    ]
+    for work in dist.batch_isend_irecv(batch):
+        work.wait()
+    for each, (got, given) in enumerate(zip(received, sent)):
+        same(got, torch.full((2,), 10.0 * RANK + each))
+        same(given, torch.full((2,), 10.0 * RANK + each))
+
+
 def case_reductions_that_hccl_refuses():
     for name in ("BAND", "BOR", "BXOR"):
         operation = getattr(dist.ReduceOp, name)
