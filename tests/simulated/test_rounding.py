@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch_npu
 import torchair
 from torch.nn import functional as F
 
@@ -191,3 +192,22 @@ def test_renorm_of_p_0_counts():
     x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]])
     found = torch.renorm(x.npu(), 0, 0, 1.0).cpu()
     torch.testing.assert_close(found, torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.0, 5.0]]))
+
+
+def test_statistics_that_are_given_are_returned_and_two_devices_refused():
+    mean, variance = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.25])
+    running = torch.native_batch_norm(
+        torch.ones(2, 2, 3).npu(), None, None, mean.npu(), variance.npu(), False, 0.1, 0.0
+    )
+    assert torch.equal(running[1].cpu(), mean)
+    torch.testing.assert_close(running[2].cpu(), variance.rsqrt())
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on"):
+        torch.searchsorted(torch.arange(3).npu(), torch.arange(2))
+
+
+@pytest.mark.parametrize("keywords", [{"group_type": None}, {"group_type": 1}, {"group_type": 0, "split_item": 7}])
+def test_what_torch_npu_refuses_with_a_runtime_error(keywords):
+    """`except RuntimeError` in a program catches it here, too."""
+    x, weight, listed = torch.ones(4, 2).half().npu(), torch.ones(2, 2, 3).half().npu(), torch.tensor([1, 4]).npu()
+    with pytest.raises(RuntimeError, match="npu_grouped_matmul: (group_type|split_item) must be"):
+        torch_npu.npu_grouped_matmul([x], [weight], group_list=listed, **{"split_item": 3, **keywords})
