@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -203,3 +204,20 @@ def test_the_recipe_keeps_torch_and_torch_npu_together(tmp_path):
              for item in json.loads(report.read_text())["install"]}  # fmt: skip
     assert found["torch"].split("+")[0] == found["torch_npu"] == "2.13.0"
     assert {"pyelftools", "pyyaml", "protobuf", "packaging"} <= set(found)
+
+
+# ---- files to copy ----
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "workflow.yml"])
+def test_files_to_copy_install_what_the_readme_says(name):
+    text = (CHECKOUT / "examples" / "ci" / name).read_text()
+    index = re.search(r"--extra-index-url \S+", (CHECKOUT / "README.md").read_text())[0]
+    assert "[simulator]" in text and index in text
+    commands = re.findall(r"moe-graph (\w+)", text.replace("-t moe-graph", "").replace("moe-graph python", ""))
+    assert set(commands) <= set(table.COMMANDS)
+    if name.endswith(".yml"):
+        yaml = pytest.importorskip("yaml")
+        job = yaml.safe_load(text)["jobs"]["test"]
+        assert job["strategy"]["matrix"]["product"] == ["A2", "A3"]
+        assert job["steps"][-1]["run"].startswith("pytest --npu-sim=")
