@@ -93,6 +93,9 @@ CLAIMS = (
         "test_verify::test_all_agree_and_are_timed",
     ),
     Claim(
+        "the other operators' kernels agree with our references", None, "test_verify::test_the_other_operators_agree"
+    ),
+    Claim(
         "the expert-parallel layer equals a dense one",
         "test_expert_parallel::test_equals_the_dense_layer",
         "test_expert_parallel::test_equals_the_dense_layer_eager_and_compiled",

@@ -23,7 +23,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="moe-graph verify",
         description="On an NPU, or on the simulated device where there is none, run the kernel, graph mode and the fallback over a "
-        "grid of shapes, dtypes and modes, and compare them bit by bit with the fallback on the CPU.",
+        "grid of shapes, dtypes and modes, and compare them bit by bit with the fallback on the CPU; then the kernels of torch_npu's "
+        "other operators against our references, within their dtype's rounding.",
     )
     parser.add_argument(
         "--json",
@@ -31,7 +32,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="write a report that can be attached to a bug; - for stdout",
     )
-    parser.add_argument("--quick", action="store_true", help="the main modes and two shapes only")
+    parser.add_argument("--quick", action="store_true", help="the main modes and two shapes only, no other operators")
+    parser.add_argument(
+        "--operators",
+        default="*",
+        metavar="PATTERN",
+        help="which of torch_npu's other operators to compare with their references, by name: 'npu_*norm*'; '' none (default all)",
+    )
     parser.add_argument(
         "--soc", choices=("A2", "A3", "950"), help="the simulated product (default A2); ignored on an NPU"
     )
@@ -40,20 +47,24 @@ def main(argv: Sequence[str]) -> int:
         os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
     if not _start():
         return 1
-    from moe_graph.verification import machine, report
+    from moe_graph.verification import machine, operators, report
 
     surroundings = machine.describe()
     outcomes = _walk(options.quick, surroundings["device"]["simulated"])
+    findings = [] if options.quick else operators.walk(options.operators)
     # With JSON on stdout the table goes to stderr.
-    report.show(outcomes, surroundings, Console(highlight=False, stderr=options.json == "-"))
+    console = Console(highlight=False, stderr=options.json == "-")
+    report.show(outcomes, surroundings, console)
+    if findings:
+        report.show_operators(findings, console)
     if options.json is not None:
-        text = json.dumps(report.as_json(outcomes, surroundings), indent=1) + "\n"
+        text = json.dumps(report.as_json(outcomes, surroundings, findings), indent=1) + "\n"
         if options.json == "-":
             sys.stdout.write(text)
         else:
             with open(options.json, "w", encoding="utf-8") as file:
                 file.write(text)
-    return int(any(outcome.failed for outcome in outcomes))
+    return int(any(outcome.failed for outcome in outcomes) or any(finding.failed for finding in findings))
 
 
 def _start() -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moe_graph.verification.operators import Finding
 from moe_graph.verification.run import Implementation, Outcome, Status
 
 # Raised when a reader of older reports would misread a newer one.
@@ -22,8 +24,8 @@ def counts(outcomes: list[Outcome]) -> dict[str, int]:
     return {status.value: found[status] for status in Status}
 
 
-def as_json(outcomes: list[Outcome], surroundings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that was found, in JSON's types. `surroundings` is `machine.describe()`."""
+def as_json(outcomes: list[Outcome], surroundings: dict[str, Any], findings: Sequence[Finding] = ()) -> dict[str, Any]:
+    """Everything that was found, in JSON's types. `surroundings` is `machine.describe()`; `findings` are of the other operators."""
     calls = [
         {
             "mode": vars(outcome.mode),
@@ -35,7 +37,8 @@ def as_json(outcomes: list[Outcome], surroundings: dict[str, Any]) -> dict[str, 
         }
         for outcome in outcomes
     ]
-    return {"format": FORMAT, **surroundings, "counts": counts(outcomes), "calls": calls}
+    others = [{**vars(finding), "status": finding.status.value} for finding in findings]
+    return {"format": FORMAT, **surroundings, "counts": counts(outcomes), "calls": calls, "operators": others}
 
 
 def ratio(outcomes: list[Outcome], implementation: Implementation) -> float | None:
@@ -87,6 +90,20 @@ def show(outcomes: list[Outcome], surroundings: dict[str, Any], console: Console
             "documented one, and times mean nothing.",
             soft_wrap=True,
         )
+
+
+def show_operators(findings: Sequence[Finding], console: Console) -> None:
+    """Print how many of the other operators' calls agree, which do not and why, and how many operators have no call."""
+    found = collections.Counter(finding.status for finding in findings)
+    for finding in findings:
+        if finding.failed:
+            text = f"{finding.operator}, call {finding.call}: {finding.reason}"
+            console.print(f"[red]{finding.status.value}[/] {escape(text)}", soft_wrap=True)
+    agree, unseen = found[Status.AGREES], found[Status.NOT_SERVED]
+    console.print(
+        f"Other operators: {agree} of {len(findings) - unseen} calls agree with the reference; {unseen} operators were not called",
+        soft_wrap=True,
+    )
 
 
 def _cell(outcomes: list[Outcome]) -> str:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import moe_graph
+from moe_graph import operators as declared
 from moe_graph.foundation import compat, contract
 from moe_graph.simulator import faults
-from moe_graph.verification import command, grid, run
+from moe_graph.verification import command, grid, operators, run
+from moe_graph.verification.calls import Call, calls
 from moe_graph.verification.run import Implementation, Status
 from versions import need_torch
 
@@ -87,6 +89,7 @@ def test_the_grid_has_every_mode_and_limit(quick):
 def small_grid(monkeypatch):
     monkeypatch.setattr(grid, "modes", lambda quick: [FLOAT])
     monkeypatch.setattr(grid, "shapes", lambda quick, simulated: SHAPES[:1])
+    monkeypatch.setattr(operators, "walk", lambda pattern: [])
 
 
 def test_the_command_shows_a_table_and_writes_the_report(small_grid, tmp_path, capsys):
@@ -110,3 +113,36 @@ def test_the_exit_code_is_one_if_a_call_failed(small_grid, capsys):
     shown = capsys.readouterr()
     assert json.loads(shown.out)["counts"]["raised"] == 1  # JSON alone on stdout, the table on stderr
     assert "raised kernel, bfloat16, scales [A], A 10" in shown.err
+
+
+def test_the_other_operators_agree():
+    need_torch(2, 13)
+    found = operators.walk()
+    assert {finding.operator for finding in found} == set(declared.every())
+    failed = [f"{finding.operator}, call {finding.call}: {finding.reason}" for finding in found if finding.failed]
+    assert not failed, failed
+    assert sum(finding.status is Status.AGREES for finding in found) == sum(map(len, calls().values()))
+
+
+def test_a_kernel_that_contradicts_the_reference_is_named(monkeypatch, capsys):
+    need_torch(2, 13)
+    x, gamma = torch.randn(4, 8), torch.ones(8)
+    given = {"npu_rms_norm": [Call((x, gamma)), Call((x, gamma[:3]))], "npu_silu": [Call((x.half(),))]}
+    monkeypatch.setattr(operators, "calls", lambda: given)
+    rms_norm = declared.every()["npu::npu_rms_norm"]
+
+    def off(x, gamma, epsilon=1e-6):
+        y, rstd = rms_norm.reference(x, gamma if len(gamma) == x.shape[-1] else torch.ones(x.shape[-1]), epsilon)
+        return y + 0.1, rstd
+
+    wrong = {**declared.every(), "npu::npu_rms_norm": declared.Operator("npu_rms_norm", off)}
+    monkeypatch.setattr(declared, "every", lambda: wrong)
+    found = operators.walk("npu_*s*")
+    by_status = {finding.operator: finding.status for finding in found if finding.status is not Status.NOT_SERVED}
+    assert by_status == {"npu::npu_rms_norm": Status.RAISED, "npu::npu_silu": Status.AGREES}
+    first = next(finding for finding in found if finding.operator == "npu::npu_rms_norm")
+    assert first.status is Status.DIFFERS and first.reason.startswith(
+        "result 0: 32 of 32 elements, the first at [0, 0]: kernel"
+    )
+    assert command.main(["--quick", "--json", "-"]) == 0  # no other operators then
+    assert json.loads(capsys.readouterr().out)["operators"] == []

@@ -1,0 +1,115 @@
+"""Do the device's kernels of the operators around re-routing do what their references do? A walk over everything that is declared.
+
+Whole numbers and booleans agree to the bit, int8 to one step (a quotient on the edge between two); floating point results within a few
+roundings of their type, as kernels add up in another order.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_graph import operators
+from moe_graph.operators.declaration import Operator, is_defined
+from moe_graph.verification.calls import Call, calls
+from moe_graph.verification.run import Status
+
+TOLERANCE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-6, torch.float32: 2.0**-10, torch.float64: 2.0**-20}
+"""Of a value and of the largest of its tensor: results near 0 are differences of large ones."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one declared operator's kernel did with one call; NOT_SERVED: there is no call for it here, or no kernel."""
+
+    operator: str
+    call: int
+    status: Status
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Did it differ or raise?"""
+        return self.status in (Status.DIFFERS, Status.RAISED)
+
+
+def walk(pattern: str = "*", report: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
+    """Every declared operator whose name matches, on the current NPU against its reference; each finding is reported as it comes."""
+    findings = []
+    for qualified, operator in sorted(operators.every().items()):
+        if not fnmatch.fnmatch(operator.name, pattern):
+            continue
+        for finding in _of(qualified, operator):
+            findings.append(finding)
+            report(finding)
+    return findings
+
+
+def _of(qualified: str, operator: Operator) -> Iterator[Finding]:
+    known = calls().get(operator.name)
+    if known is None:
+        yield Finding(qualified, 0, Status.NOT_SERVED, "no call is known")
+        return
+    if not is_defined(operator):
+        yield Finding(qualified, 0, Status.NOT_SERVED, "this torch_npu does not have it")
+        return
+    for number, call in enumerate(known):
+        yield _run(qualified, operator, number, call)
+
+
+def _run(qualified: str, operator: Operator, number: int, call: Call) -> Finding:
+    args, kwargs = copy.deepcopy((call.args, call.kwargs))
+    expected = _tensors(operator.reference(*args, **kwargs))
+    try:
+        on_device = (_moved(call.args, "npu"), _moved(call.kwargs, "npu"))
+        with torch.no_grad():
+            found = _moved(_tensors(operator.overload(*on_device[0], **on_device[1])), "cpu")
+    except Exception as error:  # whatever a device makes of a call is the finding, and the next call is still made
+        return Finding(qualified, number, Status.RAISED, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    if len(found) != len(expected):
+        return Finding(qualified, number, Status.DIFFERS, f"{len(found)} results, the reference has {len(expected)}")
+    for place, (result, wanted) in enumerate(zip(found, expected)):
+        difference = None if place in call.undefined else _difference(result, wanted)
+        if difference is not None:
+            return Finding(qualified, number, Status.DIFFERS, f"result {place}: {difference}")
+    return Finding(qualified, number, Status.AGREES)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> str | None:
+    if found.dtype != wanted.dtype or found.shape != wanted.shape:
+        return f"{found.dtype} {tuple(found.shape)}, the reference has {wanted.dtype} {tuple(wanted.shape)}"
+    if not wanted.numel():
+        return None
+    if not wanted.is_floating_point():
+        allowed = torch.tensor(1 if wanted.dtype in (torch.int8, torch.uint8) else 0)
+        distance = (found.long() - wanted.long()).abs()
+    else:
+        both = found.isnan() & wanted.isnan() | (found == wanted)  # infinities
+        distance = (found.double() - wanted.double()).abs().masked_fill(both, 0)
+        size = wanted.double().abs().masked_fill(~wanted.isfinite(), 0)
+        allowed = TOLERANCE[wanted.dtype] * (size + size.max() * 2.0**-4)
+    wrong = ~(distance <= allowed)
+    if not bool(wrong.any()):
+        return None
+    place = tuple(int(i) for i in wrong.nonzero()[0])
+    return f"{int(wrong.sum())} of {wrong.numel()} elements, the first at {list(place)}: kernel {found[place]}, reference {wanted[place]}"
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for item in value or () for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(item, device) for name, item in value.items()}
+    return type(value)(_moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
