@@ -170,6 +170,38 @@ def test_scales_of_rows_and_columns(kind, form):
     check(product, [x1, x2, scale, token, bias], [y.half()], modes=modes, rtol=2**-9, atol=2**-9)
 
 
+@pytest.mark.parametrize("kind", ["e4m3", "hifloat8"])
+def test_products_added(kind):
+    rows, inner, columns = 3, 80, 5
+    x1, left = quantised(kind, inner, rows, seed=1)
+    x2, right = quantised(kind, inner, columns, seed=2)
+    y = random(rows, columns, seed=5)
+    if kind == "e4m3":
+        (codes1, factors1), (codes2, factors2) = e8m0(2, rows, 2, seed=3), e8m0(2, columns, 2, seed=4)
+        scales = lambda i, at: factors1[at // 64, i, at // 32 % 2], lambda at, j: factors2[at // 64, j, at // 32 % 2]  # noqa: E731
+        expected = y + blockwise(left.t(), right, (32, *scales), None)
+    else:
+        codes1, codes2 = random(1, seed=3), random(1, seed=4)
+        expected = y + left.t().double() @ right.double() * codes1 * codes2
+    number = NUMBERS.get(kind)
+    given = dict(x1_dtype=number, x2_dtype=number, x1_scale_dtype=E8M0, x2_scale_dtype=E8M0)
+    given = {
+        name: value for name, value in given.items() if value is not None and (kind == "e4m3" or "scale" not in name)
+    }
+
+    def added(y, x1, x2, scale1, scale2):
+        scale1 = scale1.transpose(0, 1) if kind == "e4m3" else scale1
+        return torch_npu.npu_add_quant_matmul_(y, x1.t(), x2, scale2, x1_scale=scale1, **given)
+
+    def copied(y, x1, x2, scale1, scale2):
+        scale1 = scale1.transpose(0, 1) if kind == "e4m3" else scale1
+        return torch_npu.npu_add_quant_matmul(y, x1.t(), x2, scale2, x1_scale=scale1, **given)
+
+    args, wanted = [y, x1, x2, codes1, codes2], expected.float()
+    check(added, args, [wanted, wanted], modes=("eager", "static"), rtol=1e-5, atol=1e-5)
+    check(copied, args, [wanted, y], modes=("eager", "dynamic") if kind == "e4m3" else ("eager",), rtol=1e-5, atol=1e-5)
+
+
 def test_integers_on_ascend_950():
     """torchair lowers them to QuantBatchMatmulV4 there."""
     x1, left = quantised("int8", 3, 20, seed=1)

@@ -218,9 +218,9 @@ def _ge_quant_batch_matmul_v4(
             f"QuantBatchMatmulV4: x2_scale must be given and {', '.join(absent)} not, got {given}"
         )
     check_group_sizes([group_size >> 32 & 0xFFFF, group_size >> 16 & 0xFFFF, group_size & 0xFFFF], x1_scale)
-    left, x1_scale = _turned(x1, x1_scale, transpose_x1)
-    right, scale = _turned(x2, x2_scale, transpose_x2)
-    names = _float8_name(type_of_input(node, 0), x1), _float8_name(type_of_input(node, 1), x2)
+    left, x1_scale = turned(x1, x1_scale, transpose_x1)
+    right, scale = turned(x2, x2_scale, transpose_x2)
+    names = scaled_operands.ge_name(type_of_input(node, 0), x1), scaled_operands.ge_name(type_of_input(node, 1), x2)
     if scaled_operands.FLOAT4 == names[1] and right.shape[-2] * 2 == left.shape[-1]:
         right = _unpacked_behind(right, columns=scale.shape[-2])
     if any(names) or _has_blocks(x1, x2_scale, x1_scale):
@@ -228,7 +228,7 @@ def _ge_quant_batch_matmul_v4(
     return compute(int4.of_carrier(left), int4.of_carrier(right), x2_scale, x2_offset, x1_scale, bias, dtype.torch)
 
 
-def _turned(x: Tensor, scale: Any, transposed: bool) -> tuple[Tensor, Any]:
+def turned(x: Tensor, scale: Any, transposed: bool) -> tuple[Tensor, Any]:
     """A transposed operand as it is meant; scales of its blocks lie as it does."""
     if not transposed:
         return x, scale
@@ -243,11 +243,6 @@ def _unpacked_behind(x: Tensor, columns: int) -> Tensor:
     if x.shape[-1] == columns:
         return mx.elements_of(x.transpose(-1, -2), mx.E2M1).transpose(-1, -2)
     return x.unflatten(-1, (-1, 2)).movedim(-1, -2).flatten(-3, -2)
-
-
-def _float8_name(ge_name: str, x: Tensor) -> str:
-    """The GE type of an operand, "" unless it is of float8, hifloat8 or float4."""
-    return ge_name if "FLOAT8" in ge_name or "FLOAT4" in ge_name else scaled_operands.name_of("x", x, None)
 
 
 OPERATOR = of_torch_npu(

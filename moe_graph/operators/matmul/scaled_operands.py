@@ -35,6 +35,11 @@ def name_of(argument: str, x: Tensor, number: int | None) -> str:
     return _NUMBERS[number]
 
 
+def ge_name(described: str, x: Tensor) -> str:
+    """The same of an operand in a graph, whose descriptor says `described`."""
+    return described if "FLOAT8" in described or "FLOAT4" in described else _NAMES.get(x.dtype, "")
+
+
 def carried(x: Tensor, name: str) -> Tensor:
     """The operand with one element in each place: float4 unpacked along the dimension that lies together in memory."""
     if name != FLOAT4:
