@@ -4,7 +4,8 @@
     float8_e4m3fn, float8_e5m2     scales of float8_e8m0 for blocks of 32 along K, as `scaled_operands` says; group_sizes [1, 1, 32] or 0
     hifloat8 (uint8 with its number)    scales [1] float32: input += x1 @ x2 * (x1_scale * x2_scale)
 
-Only Ascend 950 has it. Sources: the document of aclnnQuantBatchMatmulInplaceAdd (ops-nn, matmul), op-plugin's adapter. The product is nearly exact and rounded to float32 before it is added.
+Only Ascend 950 has it. Sources: the document of aclnnQuantBatchMatmulInplaceAdd (ops-nn, matmul), op-plugin's
+adapter. The product is nearly exact and rounded to float32 before it is added.
 """
 
 from __future__ import annotations
