@@ -200,6 +200,11 @@ CLAIMS = (
         None,
         "test_hangs::test_a_slice_of_the_mistakes",
     ),
+    Claim(
+        "a decoder with experts on several ranks trains as on the CPU, by fused operators and optimizer",
+        None,
+        "test_train_moe::test_experts_on_several_ranks_train_as_on_the_cpu",
+    ),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
 )
 

@@ -61,4 +61,4 @@ def test_every_mode_on_several_ranks(ranks, options, limit):
     assert all(0 < float(difference.rstrip("%")) < limit for difference in found[label])
     assert found["collectives of a decode step"] == ["4", "4", "4"]  # dispatch and combine of two layers
     assert found["recompilations"] == ["-", "0", "0"]
-    assert len(set(found["bytes to other ranks and back, a decoded token"])) == 1
+    assert all(int(size) > 0 for size in found["bytes to other ranks and back, a decoded token"])
