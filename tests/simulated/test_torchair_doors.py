@@ -225,3 +225,23 @@ def test_npu_print_keeps_its_order_with_writes(capsys):
 
     compiled(function)(torch.zeros(2).npu())
     assert capsys.readouterr().err.endswith("before [0 0]\nafter [1 1]\n")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
+def test_tensors_over_addresses_of_the_device(dtype):
+    """torchair.llm_datadist.create_npu_tensors: the caches that another program part has allocated, as tensors."""
+    first, second = (torch.arange(at, at + 6).to(dtype).npu() for at in (0, 1))
+    tensors = torchair.llm_datadist.create_npu_tensors((2, 3), dtype, [first.data_ptr(), second.data_ptr()])
+    for tensor, memory in zip(tensors, (first, second), strict=True):
+        assert tensor.device == memory.device and tensor.dtype == dtype
+        assert torch.equal(tensor.cpu(), memory.cpu().view(2, 3))
+    tensors[0].zero_()
+    assert not first.any() and second.any()
+    with pytest.raises(RuntimeError, match="as_torch_tensors.. returned 1"):
+        torchair.llm_datadist.create_npu_tensors((2, 3), torch.uint16, [first.data_ptr()])
+
+
+def test_which_aclnn_functions_there_are():
+    from torchair.core import _torchair
+
+    assert _torchair.CheckAclnnAvaliable("aclnnMoeReRouting") and not _torchair.CheckAclnnAvaliable("aclnnNoSuch")

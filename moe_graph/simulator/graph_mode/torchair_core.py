@@ -6,11 +6,14 @@ and stay as they are. What needs GE itself (an .air file, tuning, dumping or pri
 
 from __future__ import annotations
 
+import ctypes
 import enum
+import math
 import os
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +55,22 @@ class TorchDataType(enum.IntEnum):
     UINT16 = 27
     UINT32 = 28
     UINT64 = 29
+
+
+_OF_TORCH = {
+    TorchDataType.UINT8: torch.uint8,
+    TorchDataType.INT8: torch.int8,
+    TorchDataType.INT16: torch.int16,
+    TorchDataType.INT32: torch.int32,
+    TorchDataType.INT64: torch.int64,
+    TorchDataType.FLOAT16: torch.float16,
+    TorchDataType.FLOAT32: torch.float32,
+    TorchDataType.FLOAT64: torch.float64,
+    TorchDataType.COMPLEX64: torch.complex64,
+    TorchDataType.COMPLEX128: torch.complex128,
+    TorchDataType.BOOL: torch.bool,
+    TorchDataType.BF16: torch.bfloat16,
+}
 
 
 class TorchNpuGraphBase:
@@ -252,6 +271,22 @@ def _check_cann_compat(op_type: str, optional_inputs: Any, optional_attrs: Any) 
     )
 
 
+def _check_aclnn_available(name: str) -> bool:
+    """Has CANN's library of operators, here the simulated one, a function of this name?"""
+    return hasattr(ctypes.CDLL("libopapi.so"), name)
+
+
+def _as_torch_tensors(shape: Sequence[int], data_type: int, addresses: Sequence[int]) -> tuple[int, list[torch.Tensor]]:
+    """0 and a contiguous tensor of the current device over its memory at each address, which nothing keeps alive; 1 and none for an
+    unsigned type of more than 8 bits, as in the extension module."""
+    dtype = _OF_TORCH.get(TorchDataType(data_type))
+    if dtype is None:
+        return 1, []
+    device, size = torch.device("npu", torch.npu.current_device()), math.prod(shape) * dtype.itemsize
+    memory = [torch._C._construct_storage_from_data_pointer(address, device, size) for address in addresses]
+    return 0, [torch.empty(0, dtype=dtype, device=device).set_(block, 0, tuple(shape)) for block in memory]
+
+
 def _stupid_repeat(word: str, times: int) -> str:
     return word * times
 
@@ -308,7 +343,8 @@ def module() -> ModuleType:
     made.SetDebugLogPath = _set_debug_log_path
     made.GetSocName = _get_soc_name
     made.export = _export
-    made.as_torch_tensors = _refuse("llm_datadist")
+    made.as_torch_tensors = _as_torch_tensors
+    made.CheckAclnnAvaliable = _check_aclnn_available
     made.AclmdlSetDump = _refuse("dumping data from the device (config.dump_config)")
     made.AclopStartDumpArgs = _no_static_kernels
     made.AclopStopDumpArgs = lambda kind: None
