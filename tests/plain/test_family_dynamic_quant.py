@@ -54,6 +54,26 @@ def test_other_modes(dtype, smooth):
     assert_quantized(y.transpose(1, 2).reshape(8, 3).tolist(), scale.flatten().tolist(), values.tolist())
 
 
+@pytest.mark.parametrize("mode", ["pertoken", "pertensor", "perchannel"])
+def test_int4_is_packed(mode):
+    x = random((2, 3, 16), torch.float16, 3)
+    y, scale = operator(x, dst_type=torch.quint4x2, quant_mode=mode)
+    assert y.dtype == torch.int32 and y.shape == (2, 3, 2)
+    found = torch.stack([(y >> 4 * i) & 15 for i in range(8)], -1).flatten(-2)
+    found = torch.where(found > 7, found - 16, found)
+    for b in range(2):
+        for i in range(3):
+            for j in range(0, 16, 5):
+                of = {"pertoken": x[b, i], "pertensor": x, "perchannel": x[b, :, j]}[mode]
+                step = {
+                    "pertoken": lambda: scale[b, i],
+                    "pertensor": lambda: scale[0],
+                    "perchannel": lambda: scale[b, j],
+                }
+                assert float(step[mode]()) == pytest.approx(float(of.float().abs().max()) / 7, rel=1e-6)
+                assert int(found[b, i, j]) == pytest.approx(float(x[b, i, j]) / float(step[mode]()), abs=0.5 + 1e-4)
+
+
 def test_halves_round_to_even_and_rows_of_zeros_stay_zeros():
     x = torch.tensor([[127.0, 0.5, 1.5, -2.5], [0, 0, 0, 0]]).half()
     y, scale = operator(x)
@@ -85,8 +105,8 @@ SMOOTH = {"smooth_scales": random((2, 4), torch.float16, 0)}
     [
         (X.float(), {}, "input must be of dtype torch.float16 or torch.bfloat16, got torch.float32"),
         (X[0], {}, r"input must be of shape \[..., H\] of 2 to 8 dimensions"),
-        (X, {"dst_type": torch.quint4x2}, r"dst_type must be torch.int8 .*, got torch.quint4x2 \(16\)"),
-        (X, {"dst_type": 290}, r"dst_type must be torch.int8 .*, got torch_npu.hifloat8 \(290\)"),
+        (X[..., :5], {"dst_type": torch.quint4x2}, "input must be of a last size that 8 divides, for int4"),
+        (X, {"dst_type": 290}, r"dst_type must be torch.int8 or int4 .*, got torch_npu.hifloat8 \(290\)"),
         (X, {"quant_mode": "pergroup"}, "quant_mode must be one of 'pertoken', 'pertensor', 'perchannel'"),
         (X, {"dst_type_max": 15.0}, "dst_type_max must be 0.0"),
         (X, {"smooth_scales": X[0, :3]}, "smooth_scales must be of last size 4"),

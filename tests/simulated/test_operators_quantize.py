@@ -256,6 +256,17 @@ def test_kronecker_quant():
     check(quantized, [x, p1, p2], [packed(y), scale], modes=("eager", "static"), rtol=1e-5)
 
 
+def test_dynamic_quantisation_to_int4():
+    x = torch.randn(3, 16).half()
+    scale = x.float().abs().amax(-1) / 7
+    whole = torch.stack([(row.float() / step).round() for row, step in zip(x, scale)])
+
+    def quantized(x):
+        return torch_npu.npu_dynamic_quant(x, dst_type=torch.quint4x2)
+
+    check(quantized, [x], [packed(whole), scale], modes=("eager", "static"), rtol=1e-6)
+
+
 def test_forms_that_are_not_served_are_named():
     x = torch.randn(2, 8).npu()
     with pytest.raises(NotImplementedError, match="npu_quantize: dtype must be qint8, quint8 or qint32"):

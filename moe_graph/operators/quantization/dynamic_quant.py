@@ -1,13 +1,13 @@
 """`npu_dynamic_quant(input, ...)`: int8 tokens and the scales that were computed from them.
 
-    input [..., H] -> y [..., H] int8, scale float32
+    input [..., H] -> y [..., H] int8, or int4 packed in int32 [..., H / 8] (dst_type torch.quint4x2, torch_npu.int4); scale float32
     quant_mode      pertoken (scale [...]: of each token), pertensor ([1]), perchannel ([..., H]: the last size but one is gone)
     smooth_scales   [H] (perchannel: [input.shape[-2]]), multiplied in before; with group_index [G] it is [G, H], a row for each group
     group_index     int32 running sum of the groups' tokens, ends with the number of tokens
 
 Sources: the operator's page in the torch_npu documentation; the documents of aclnnDynamicQuant and aclnnDynamicQuantV4 (modes);
-torch_npu's fake implementation. The device's kernels have pertensor and perchannel on Ascend 950 alone. Not served: the output types
-int4, float8 and hifloat8, and with them dst_type_max.
+torch_npu's fake implementation. scale is the largest magnitude / 127, of int4 / 7. The device's kernels have pertensor and perchannel on
+Ascend 950 alone. Not served: the output types float8 and hifloat8, and with them dst_type_max.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from moe_graph.operators import dtypes
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, GeType
+from moe_graph.operators.quantization import destination, int4
 from moe_graph.operators.quantization.int8 import check_values, dynamic_int8, group_of_rows, only_int8
 
 _check = Checks("npu_dynamic_quant")
@@ -37,8 +38,10 @@ def check_arguments(
 ) -> None:
     check.dtype("input", x, DTYPES)
     check.rank("input", x, range(2, 9), "[..., H] of 2 to 8 dimensions")
-    if dst_type is not None and dtypes.from_number(dst_type) != torch.int8:
-        check.refuse("dst_type", "torch.int8 (no other type has a fallback)", dtypes.name(dst_type))
+    if dst_type is not None and dst_type not in destination.INT4_NUMBERS and dtypes.from_number(dst_type) != torch.int8:
+        check.refuse("dst_type", "torch.int8 or int4 (no other type has a fallback)", dtypes.name(dst_type))
+    if dst_type in destination.INT4_NUMBERS:
+        check.size(x.shape[-1] % 8 == 0, "input", "of a last size that 8 divides, for int4", x)
     check.value("quant_mode", quant_mode, (PER_TOKEN, PER_TENSOR, PER_CHANNEL))
     if dst_type_max != 0.0:
         check.refuse("dst_type_max", "0.0 (it is for hifloat8, which has no fallback)", dst_type_max)
@@ -72,10 +75,13 @@ def fake(
     quant_mode: str = PER_TOKEN,
     dst_type_max: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """y of the input's shape, int8, and scale, float32."""
+    """y of the input's shape, int8, or int4 packed; and scale, float32."""
     check_arguments(_check, x, smooth_scales, group_index, dst_type, quant_mode, dst_type_max)
     shape = {PER_TOKEN: x.shape[:-1], PER_TENSOR: (1,), PER_CHANNEL: (*x.shape[:-2], x.shape[-1])}[quant_mode]
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(shape, dtype=torch.float32)
+    scale = x.new_empty(shape, dtype=torch.float32)
+    if dst_type in destination.INT4_NUMBERS:
+        return x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.int32), scale
+    return x.new_empty(x.shape, dtype=torch.int8), scale
 
 
 def dynamic_quant(
@@ -89,17 +95,34 @@ def dynamic_quant(
 ) -> tuple[Tensor, Tensor]:
     """y and scale, as the module's document says. Raises ValueError on arguments that the document excludes or that are not served."""
     check_arguments(_check, x, smooth_scales, group_index, dst_type, quant_mode, dst_type_max)
+    values = _smoothed(x, smooth_scales, group_index, quant_mode)
+    if dst_type in destination.INT4_NUMBERS:
+        whole, scale = _int4(values, quant_mode)
+        return int4.packed(whole), scale
+    y, scale = dynamic_int8(values, _DIMS[quant_mode] or range(values.dim()))
+    return y, _without_ones(scale, quant_mode)
+
+
+_DIMS = {PER_TOKEN: (-1,), PER_CHANNEL: (-2,), PER_TENSOR: ()}
+
+
+def _smoothed(x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None, quant_mode: str) -> Tensor:
     values = x.float()
-    if smooth_scales is not None:
-        values = values * factors(_check, values, smooth_scales.float(), group_index, quant_mode)
-    if quant_mode == PER_TOKEN:
-        y, scale = dynamic_int8(values)
-        return y, scale.squeeze(-1)
-    if quant_mode == PER_CHANNEL:
-        y, scale = dynamic_int8(values, -2)
-        return y, scale.squeeze(-2)
-    y, scale = dynamic_int8(values, range(values.dim()))
-    return y, scale.reshape(1)
+    if smooth_scales is None:
+        return values
+    return values * factors(_check, values, smooth_scales.float(), group_index, quant_mode)
+
+
+def _int4(values: Tensor, quant_mode: str) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -7 to 7, float32, and their scales."""
+    dims = _DIMS[quant_mode] or tuple(range(values.dim()))
+    scale = values.abs().amax(dims, keepdim=True) / int4.INT4_MAX
+    return destination.steps(values, scale, int4.INT4_MAX), _without_ones(scale, quant_mode)
+
+
+def _without_ones(scale: Tensor, quant_mode: str) -> Tensor:
+    """Scales without the dimension that they are of: [1] of a whole tensor."""
+    return scale.squeeze(_DIMS[quant_mode][0]) if _DIMS[quant_mode] else scale.reshape(1)
 
 
 def factors(
@@ -124,7 +147,10 @@ def _ge_dynamic_quant(
     *,
     dst_type: GeType = 2,  # type: ignore[assignment]
 ) -> tuple[Tensor, Tensor]:
-    """GE DynamicQuant: int8 and a scale for each token."""
+    """GE DynamicQuant: int8 or int4, and a scale for each token."""
+    if dst_type.name == "DT_INT4":
+        whole, scale = _int4(_smoothed(x, smooth_scales, group_index, PER_TOKEN), PER_TOKEN)
+        return int4.carried(whole), scale
     only_int8(dst_type)
     return dynamic_quant(x, smooth_scales=smooth_scales, group_index=group_index)
 
