@@ -65,13 +65,9 @@ def test_int4_is_packed(mode):
         for i in range(3):
             for j in range(0, 16, 5):
                 of = {"pertoken": x[b, i], "pertensor": x, "perchannel": x[b, :, j]}[mode]
-                step = {
-                    "pertoken": lambda: scale[b, i],
-                    "pertensor": lambda: scale[0],
-                    "perchannel": lambda: scale[b, j],
-                }
-                assert float(step[mode]()) == pytest.approx(float(of.float().abs().max()) / 7, rel=1e-6)
-                assert int(found[b, i, j]) == pytest.approx(float(x[b, i, j]) / float(step[mode]()), abs=0.5 + 1e-4)
+                step = float(scale[{"pertoken": (b, i), "pertensor": 0, "perchannel": (b, j)}[mode]])
+                assert step == pytest.approx(float(of.float().abs().max()) / 7, rel=1e-6)
+                assert int(found[b, i, j]) == pytest.approx(float(x[b, i, j]) / step, abs=0.5 + 1e-4)
 
 
 def test_halves_round_to_even_and_rows_of_zeros_stay_zeros():
