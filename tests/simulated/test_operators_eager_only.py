@@ -1,5 +1,7 @@
 """Operators without a converter in torchair, on NPU tensors, against loops from their documents."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -276,3 +278,70 @@ def test_indexing_refuses_and_writes():
     ):
         with pytest.raises(RuntimeError, match=message):
             torch_npu.npu_indexing(x, begin, end, strides, **masks)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (5, 6, 6)])
+def test_mhc_sinkhorn(shape):
+    torch.manual_seed(0)
+    x, eps = torch.randn(shape), 1e-3
+    expected = torch.empty(shape, dtype=torch.float64)
+    size = shape[-1]
+    for matrix, out in zip(x.double().view(-1, size, size), expected.view(-1, size, size)):
+        y = [[math.exp(v) / sum(math.exp(w) for w in row) + eps for v in row] for row in matrix.tolist()]
+        for step in range(7):  # columns first, and after each division of the rows
+            if step % 2:
+                y = [[v / (sum(row) + eps) for v in row] for row in y]
+            else:
+                sums = [sum(column) + eps for column in zip(*y)]
+                y = [[v / s for v, s in zip(row, sums)] for row in y]
+        out.copy_(torch.tensor(y))
+    found = torch_npu.npu_mhc_sinkhorn(x.npu(), eps=eps, num_iters=4)
+    torch.testing.assert_close(found[0].cpu().double(), expected, rtol=1e-5, atol=1e-6)
+    assert found[1] is None and found[2] is None
+    with pytest.raises(NotImplementedError, match="out_flag must be 0"):
+        torch_npu.npu_mhc_sinkhorn(x.npu(), out_flag=1)
+
+
+@pytest.mark.parametrize("with_res", [False, True])
+def test_mhc_post(with_res):
+    torch.manual_seed(1)
+    x, out, post = torch.randn(2, 3, 4, 5).half(), torch.randn(2, 3, 5).half(), torch.randn(2, 3, 4)
+    res = torch.randn(2, 3, 4, 4) if with_res else None
+    expected = torch.empty(2, 3, 4, 5, dtype=torch.float64)
+    for b in range(2):
+        for s in range(3):
+            for j in range(4):
+                kept = (
+                    sum(res[b, s, i, j].double() * x[b, s, i].double() for i in range(4))
+                    if with_res
+                    else x[b, s, j].double()
+                )
+                expected[b, s, j] = kept + post[b, s, j].double() * out[b, s].double()
+    args = [x, res, out, post]
+    check(torch_npu.npu_mhc_post, args, [expected.half()], modes=("eager",), rtol=2**-10, atol=2**-12)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_swiglu_group_quant_backward(limit, weighted):
+    """Against autograd of the forward computation."""
+    torch.manual_seed(2)
+    x, grad, weight = torch.randn(5, 8), torch.randn(5, 4), torch.rand(5, 1)
+    groups = torch.tensor([1, 3]) if weighted else None
+    wide = x.double().requires_grad_()
+    a, b = wide.chunk(2, -1)
+    a, b = (a.clamp(max=limit), b.clamp(-limit, limit)) if limit else (a, b)
+    origin = a / (1 + torch.exp(-a)) * b
+    used = torch.tensor([[1.0]] * 4 + [[0.0 if weighted else 1.0]])
+    factors = weight.double().requires_grad_()
+    result = origin * factors if weighted else origin
+    grads = torch.autograd.grad(result, [wide, factors] if weighted else [wide], (grad * used).double())
+    expected = [grads[0].float(), grads[1].float() if weighted else torch.empty(0)]
+
+    def gradients(grad, x, weight, origin, groups):
+        return torch_npu.npu_swiglu_group_quant_backward(
+            grad, x, weight=weight, y_origin=origin, group_index=groups, clamp_limit=limit
+        )
+
+    args = [grad, x, weight if weighted else None, origin.detach().float() if weighted else None, groups]
+    check(gradients, args, expected, modes=("eager",), rtol=1e-5, atol=1e-6)
