@@ -12,13 +12,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from configurations import Model
 
+# With "green grass" an expert of deepseek_r1 is chosen by a margin of 0.00001, which bfloat16 does not tell: it may be another.
 PROMPTS = [
     "hello world",
     "hello earth",
     "brown foxes",
     "other words",
     "small ducks",
-    "green grass",
+    "north winds",
     "lazy summer",
     "quick notes",
 ]

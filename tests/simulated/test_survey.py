@@ -43,6 +43,7 @@ graph.replay()
 assert captured.isnan().all()
 assert (x + 1).eq(2).all()
 print("reached", (y + 1).sum().item())  # the value
+torch.npu.stop_device(0)  # the function
 """
 
 
@@ -74,10 +75,12 @@ def test_everything_that_is_lacking_is_listed_in_one_pass(tmp_path):
     assert form["name"] == "npu::npu_fusion_attention" and "sparse_mode" in form["detail"]
     (kind,) = by_kind[survey.GE_TYPE]
     assert kind["name"] == "MineScaled" and "program.py" in kind["line"] and "torch.ops.mine.scaled" in kind["line"]
-    assert not by_kind[survey.GE_FORM] and not by_kind[survey.FUNCTION]
+    (function,) = by_kind[survey.FUNCTION]
+    assert function["name"] == "aclrtDeviceTaskAbort" and "# the function" in at(function, PROGRAM)
+    assert not by_kind[survey.GE_FORM]
     read = [at(row, PROGRAM) for row in rows if row["kind"] == survey.VALUE]
     assert any("# the value" in line for line in read) and not any("eq(2)" in line for line in read)
-    assert "this is no run" in error and "3 are lacking; the program reached its end" in error
+    assert "this is no run" in error and "4 are lacking; the program reached its end" in error
 
 
 @pytest.mark.slow
