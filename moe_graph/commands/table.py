@@ -38,6 +38,11 @@ COMMANDS = {
     "diff": Command("moe_graph.dumps.diff_command", "compare two graph dumps, node by node, by structure", False),
     "check": Command("moe_graph.checking.command", "check converters of your own: operator, lowering, numbers", True),
     "new-operator": Command("moe_graph.template.command", "write a package with an operator of your own", False),
+    "plan": Command(
+        "moe_graph.planning.command",
+        "the graph of a model and what it costs, without weights and without a device",
+        True,
+    ),
     "conformance": Command(
         "moe_graph.conformance.command", "compare torchair's declared cases on the host engine with eager PyTorch", True
     ),
@@ -76,9 +81,9 @@ def needs_torch(argv: Sequence[str]) -> bool:
 
 
 def before_torch(argv: Sequence[str]) -> None:
-    """What a command does before torch is imported: its module's `before_torch(argv)`. Only `run` has one."""
-    if argv[0] == "run":
-        importlib.import_module(COMMANDS["run"].module).before_torch(argv[1:])
+    """What a command does before torch is imported: its module's `before_torch(argv)`. `run` and `plan` have one."""
+    if argv[0] in ("run", "plan"):
+        importlib.import_module(COMMANDS[argv[0]].module).before_torch(argv[1:])
 
 
 def _whole() -> None:

@@ -38,6 +38,36 @@ class Message:
     received: int | None
 
 
+@dataclass(frozen=True)
+class Routed:
+    """One routing of this rank's tokens to experts.
+
+    Attributes:
+        tokens, top_k, experts, ranks: how many tokens, experts that a token goes to, experts of all ranks, and ranks
+        row: bytes of a token as it is sent
+    """
+
+    tokens: int
+    top_k: int
+    experts: int
+    ranks: int
+    row: int
+
+
+def routed(operator: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) -> tuple[Routed, ...]:
+    """The routing that a call is: a dispatch, or the copying of tokens by expert before an AlltoAll."""
+    name = operator._schema.name.partition("::")[2]
+    dispatch = name.startswith("npu_moe_distribute_dispatch")
+    if not dispatch and name not in ("npu_moe_init_routing_v2", "npu_moe_init_routing_v3"):
+        return ()
+    given = flops.named(operator, args, kwargs)
+    copies = traffic.tensors(result)[0]
+    tokens, top_k = map(int, given["expert_ids" if dispatch else "expert_idx"].shape)
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    ranks, experts = (given["ep_world_size"], given["moe_expert_num"]) if dispatch else (world, given["expert_num"])
+    return (Routed(tokens, top_k, experts, ranks, int(copies.shape[-1]) * copies.element_size()),)
+
+
 def messages(operator: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) -> tuple[Message, ...]:
     """What one call communicates; nothing for operators that compute alone."""
     space, _, name = operator._schema.name.partition("::")

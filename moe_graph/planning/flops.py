@@ -24,7 +24,7 @@ def count(operator: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) 
     formula = flop_registry.get(operator._overloadpacket)
     if formula is not None:
         return int(formula(*args, **kwargs, out_val=result))
-    own = _formulas.get(operator._schema.name)
+    own = _formulas.get(operator._schema.name.removesuffix("_functional"))
     if own is None:
         return 0
     return int(

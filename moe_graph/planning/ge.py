@@ -3,8 +3,8 @@
 Sizes that torchair noted are those of the FX graph's tensors. What its converters put between them (transposes, casts, arithmetic on
 shapes) is computed by the engine's kernels, on tensors without memory where there is any, on numbers where the graph computes with sizes.
 
-It is a lower bound of what GE takes: workspace of the kernels, and the alignment of every tensor, come on top; what GE places in the same
-memory beyond reshapes and references is not known.
+It is the graph as torchair hands it over. Workspace of the kernels and the alignment of every tensor come on top of it; what GE fuses or
+folds (a transpose of a weight) goes; what it places in the same memory beyond reshapes and references is not known.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class _Ge:
             return torch.empty(tuple(shape), dtype=dtype)
 
     def run(self) -> Rehearsal:
-        result = Rehearsal(written_inputs=self._fx.written_inputs)
+        fx = self._fx
+        result = Rehearsal(written_inputs=fx.written_inputs, cache_inputs=fx.cache_inputs, routed=fx.routed)
         live = 0
         for index in self._plan.order:
             node = self._plan.nodes[index]
@@ -99,16 +100,19 @@ class _Ge:
 
     def _lies_in(self, node: ge_graph.Node, slot: Slot) -> Slot | None:
         """The slot whose memory a result lies in: its own, or that of an input."""
-        if slot[1] == 0 and node.slots:
-            assigned = node.kernel.assigns if node.kernel is not None else ()
-            first = (
-                0
-                if node.type in VIEWS
-                else next((at for at, given in enumerate(node.inputs) if given.name in assigned), None)
-            )
-            if first is not None and node.slots[first] is not None:
-                return self._owner[node.slots[first]]
-        return slot
+        assigned = node.kernel.assigns if node.kernel is not None else ()
+        named = node.outputs[slot[1]].name
+        names = [given.name for given in node.inputs]
+        if node.type in VIEWS:
+            source = 0
+        elif named in assigned and named in names:
+            source = names.index(named)
+        elif slot[1] == 0 and assigned:
+            source = names.index(assigned[0])
+        else:
+            return slot
+        at = node.slots[source]
+        return slot if at is None else self._owner[at]
 
     def _let_go(self, slot: Slot) -> int:
         """A value that no later node reads: the bytes that are free now."""
@@ -176,11 +180,20 @@ class _Ge:
             )
         if node.type in VIEWS:
             return step
-        fed = {slot: self._values[slot] for slot in node.slots if slot is not None}
+        assigned = node.kernel.assigns if node.kernel is not None else ()
+        fed = {
+            slot: self._values[slot]
+            for slot, given in zip(node.slots, node.inputs)
+            if slot is not None and given.name not in assigned
+        }
         types = {
             slot: self._plan.nodes[slot[0]].outputs[slot[1]].type for slot in fed if slot not in self._plan.constants
         }
-        step.written = sum(_bytes(value, described.type) for value, described in zip(made, node.outputs))
+        step.written = sum(
+            _bytes(value, described.type)
+            for output, (value, described) in enumerate(zip(made, node.outputs))
+            if self._lies_in(node, (node.index, output)) == (node.index, output)
+        )
         if node.type in _PICKING:
             rest = [slot for slot in fed if slot != node.slots[0]]
             step.read = step.written + sum(_bytes(fed[slot], types.get(slot)) for slot in rest)

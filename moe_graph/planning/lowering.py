@@ -6,6 +6,7 @@ fake tensors is lowered, its graph is kept, and its outputs are fake, too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from moe_graph.engine import graph as ge_graph
 from moe_graph.planning import fakes
@@ -59,7 +60,10 @@ def recorded(graphs: list[LoweredGraph], dump: str | Path | None = None) -> Iter
     generate = _NpuFxCompiler._gen_compiled_gm
 
     def keeping(self: Any, gm: torch.fx.GraphModule, example_inputs: Any, observer: Any) -> Any:
-        return _Runner(generate(self, gm, example_inputs, observer), gm, graphs, dump)
+        concrete = generate(self, gm, example_inputs, observer)
+        if isinstance(concrete, _Runner):  # a block around this one
+            concrete = concrete.concrete
+        return _Runner(concrete, gm, graphs, dump)
 
     changed: list[tuple[Any, str, Any]] = [
         (_NpuFxCompiler, "_gen_compiled_gm", keeping),
@@ -112,7 +116,7 @@ class _Runner:
     """What torchair's compiled function calls in place of its graph."""
 
     def __init__(self, concrete: Any, functional: torch.fx.GraphModule, graphs: list[LoweredGraph], dump: Any) -> None:
-        self._concrete = concrete
+        self.concrete = concrete
         self._functional = functional
         self._graphs = graphs
         self._dump = dump
@@ -121,17 +125,17 @@ class _Runner:
     def __call__(self, *args: Any) -> Any:
         mode = next((value.fake_mode for value in args if isinstance(value, FakeTensor)), None)
         if mode is None:
-            return self._concrete(*args)
+            return self.concrete(*args)
         if not self._seen:
             self._seen = True
             self._graphs.append(self._graph(args))
             if self._dump is not None:
-                write(self._concrete, self._dump, "optimized")
+                write(self.concrete, self._dump, "optimized")
         with mode:
             return self._functional(*args)
 
     def _graph(self, args: Sequence[Any]) -> LoweredGraph:
-        concrete = self._concrete
+        concrete = self.concrete
         module = concrete.fx_graph
         lines = {node.name: _line(node) for node in module.graph.nodes if node.stack_trace}
         if not hasattr(concrete, "_input_info_list"):
@@ -145,20 +149,37 @@ class _Runner:
         return LoweredGraph(concrete.graph.name, definition, module, tuple(args), inputs, lines)
 
 
+_FRAME = re.compile(r'File "(?P<file>.*?)", line (?P<line>\d+), in (?P<function>.*)')
+_LIBRARIES = tuple(f"{Path(torch.__file__).parents[1] / name}/" for name in ("torch", "torch_npu", "torchair"))
+
+
 def _line(node: torch.fx.Node) -> str:
-    """'model.py:12 in forward: x = a @ b', the innermost line of the program that a node comes from."""
-    lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()]
-    place = next((at for at in range(len(lines) - 1, -1, -1) if lines[at].startswith("File ")), None)
-    if place is None:
+    """'model.py:12 in forward: x = a @ b', the innermost line of the program that a node comes from; a library's if there is no other."""
+    text = (node.stack_trace or "").splitlines()
+    frames = [(match, at) for at, match in enumerate(map(_FRAME.search, text)) if match]
+    own = [frame for frame in frames if not frame[0]["file"].startswith(_LIBRARIES)] or frames
+    if not own:
         return ""
-    file, line, function = (part.strip() for part in lines[place].split(", ", 2))
-    code = f": {lines[place + 1]}" if place + 1 < len(lines) else ""
-    return f"{file[6:-1]}:{line.removeprefix('line ')} {function}{code}"
+    match, at = own[-1]
+    code = text[at + 1].strip() if at + 1 < len(text) else ""
+    return f"{match['file']}:{match['line']} in {match['function']}" + (f": {code}" if code else "")
 
 
-def lower(
-    model: Callable,
+def lower(model: Callable, calls: Sequence[Sequence[Any]], **how: Any) -> tuple[list[LoweredGraph], list[Any]]:
+    """Compile a described copy of `model` for the NPU and call it with described copies of each of `calls`.
+
+    Returns the graphs in the order of their first call, and the outputs of the calls: fake tensors. Nothing is allocated and nothing run,
+    whether the tensors given have memory or not. `how`: as `called` takes it.
+    """
+    mode = fakes.fake_mode(model, calls)
+    on_npu, arguments = fakes.on_device(mode, "npu", (model, list(map(tuple, calls))))
+    return called(on_npu, arguments, mode, **how)
+
+
+def called(
+    on_npu: Callable,
     calls: Sequence[Sequence[Any]],
+    fake_mode: FakeTensorMode,
     *,
     dynamic: bool | None = False,
     fullgraph: bool = True,
@@ -166,17 +187,12 @@ def lower(
     mode: str | None = None,
     dump: str | Path | None = None,
 ) -> tuple[list[LoweredGraph], list[Any]]:
-    """Compile a described copy of `model` for the NPU and call it with described copies of each of `calls`.
-
-    Returns the graphs in the order of their first call, and the outputs of the calls: fake tensors. Nothing is allocated and nothing run,
-    whether the tensors given have memory or not. The arguments are those of `moe_graph.testing.lower`.
-    """
+    """The same for a module and arguments that are fake tensors of `fake_mode` on the NPU. Arguments as `moe_graph.testing.lower`'s;
+    `dump`: a folder for torchair's dumps of every kind."""
     import torchair
 
     graphs: list[LoweredGraph] = []
     outputs = []
-    fake_mode = fakes.fake_mode(model, calls)
-    on_npu, arguments = fakes.on_device(fake_mode, "npu", (model, list(map(tuple, calls))))
     config = torchair.CompilerConfig() if config is None else config
     if mode is not None:
         config.mode = mode
@@ -184,6 +200,6 @@ def lower(
     with torch.no_grad(), recorded(graphs, dump), fake_mode:
         backend = torchair.get_npu_backend(compiler_config=config)
         compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
-        for call in arguments:
+        for call in calls:
             outputs.append(compiled(*call))
     return graphs, outputs

@@ -34,6 +34,7 @@ class Step:
         allocated: bytes of the results that are new memory
         live: the most bytes of results that live while the node runs
         communication: what it sends to other ranks
+        dtype: of the operand that decides how fast a product is: the first's, in torch's words
     """
 
     name: str
@@ -47,6 +48,7 @@ class Step:
     allocated: int = 0
     live: int = 0
     communication: tuple[communication.Message, ...] = ()
+    dtype: str = ""
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Rehearsal:
         at_peak: (node, bytes) of the results that live then, the largest first
         results: (shape, dtype) of each node's results by the node's name, None for what is no tensor
         written_inputs: positions of the inputs that the graph writes to
+        cache_inputs: positions of the inputs that are an operator's cache (an argument named so)
+        routed: the routings of tokens to experts
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -66,6 +70,8 @@ class Rehearsal:
     at_peak: list[tuple[str, int]] = field(default_factory=list)
     results: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     written_inputs: set[int] = field(default_factory=set)
+    cache_inputs: set[int] = field(default_factory=set)
+    routed: list[communication.Routed] = field(default_factory=list)
 
 
 def rehearse(
@@ -113,15 +119,22 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         step = self._step
-        step.flops += flops.count(func, args, kwargs, result)
+        operations = flops.count(func, args, kwargs, result)
+        step.flops += operations
+        if operations:
+            step.dtype = str(traffic.tensors((args, kwargs))[0].dtype).removeprefix("torch.")
         step.flops_are_bound |= flops.is_upper_bound(func)
         read, written = traffic.read_and_written(func, args, kwargs, result)
         step.read, step.written = step.read + read, step.written + written
         step.communication += communication.messages(func, args, kwargs, result)
-        written_to = map(_key, traffic.written_to(func, args, kwargs))
-        self.result.written_inputs.update(self._inputs[key] for key in written_to if key in self._inputs)
+        self.result.routed += communication.routed(func, args, kwargs, result)
+        self.result.written_inputs.update(self._positions(traffic.written_to(func, args, kwargs)))
+        self.result.cache_inputs.update(self._positions(traffic.caches(func, args, kwargs)))
         self._allocate(traffic.tensors(result))
         return result
+
+    def _positions(self, values: list[Tensor]) -> set[int]:
+        return {self._inputs[key] for key in map(_key, values) if key in self._inputs}
 
     def _allocate(self, results: list[Tensor]) -> None:
         """Take up the storages that are new, and see whether this is the peak."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,10 +39,16 @@ def is_view(operator: torch._ops.OpOverload) -> bool:
 
 
 def read_and_written(operator: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
-    """Bytes of the operands, and of the results; of tables that are looked up or written in places, those of the places. 0 of a view."""
+    """Bytes of the operands, and of the results; of tables that are looked up or written in places, those of the places. 0 of a view.
+
+    Of a cache that an operator writes tokens into nothing is counted: which places, the values say.
+    """
     if is_view(operator):
         return 0, 0
-    operands, results = tensors((args, kwargs)), tensors(result)
+    kept = caches(operator, args, kwargs)
+    places, shapes = {id(value) for value in kept}, [value.shape for value in kept]
+    operands = [value for value in tensors((args, kwargs)) if id(value) not in places]
+    results = [value for value in tensors(result) if value.shape not in shapes]
     if not results and not written_to(operator, args, kwargs):
         return 0, 0  # a question about a tensor
     name = operator._schema.name.partition("::")[2]
@@ -55,7 +61,18 @@ def read_and_written(operator: torch._ops.OpOverload, args: Any, kwargs: Any, re
 
 def written_to(operator: torch._ops.OpOverload, args: Any, kwargs: Any) -> list[Tensor]:
     """The arguments that the operator writes into."""
-    names = [argument.name for argument in operator._schema.arguments if _is_written(argument)]
+    return _arguments(operator, args, kwargs, _is_written)
+
+
+def caches(operator: torch._ops.OpOverload, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments that are caches by their names; some operators write into them without their schema saying so."""
+    return _arguments(
+        operator, args, kwargs, lambda argument: "cache" in argument.name and "index" not in argument.name
+    )
+
+
+def _arguments(operator: torch._ops.OpOverload, args: Any, kwargs: Any, wanted: Callable[[Any], bool]) -> list[Tensor]:
+    names = [argument.name for argument in operator._schema.arguments if wanted(argument)]
     if not names:
         return []
     given = {**dict(zip((argument.name for argument in operator._schema.arguments), args)), **kwargs}

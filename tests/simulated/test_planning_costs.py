@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_graph.planning import fakes, ge, lowering, rehearsal
-from planning import models
+import moe_graph
+from expert_parallel import ranks
+from moe_graph.planning import communication, fakes, ge, lowering, rehearsal
+from moe_graph.simulator.communication import lone_rank
+from planning import collectives, models
 
 TESTS = Path(__file__).parents[1]
 MODELS = models.inputs()
@@ -106,3 +109,18 @@ def test_a_buffer_that_is_written_is_known():
         graph = lowered("cache", mode)
         (written,) = rehearsed(graph).written_inputs
         assert graph.inputs[written].shape == (32, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
+def test_bytes_of_collectives_are_those_that_hccl_counted(mode, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    worker = TESTS / "simulated" / "workers" / "counted_collectives.py"
+    printed = ranks.run(worker, 2, device="npu")
+    for rank in range(2):
+        with lone_rank.alone(2, rank):
+            torch.distributed.init_process_group("hccl")
+            plan = moe_graph.plan(collectives.program, torch.empty(8, 6, device="meta"), mode=mode)
+        (found,) = communication.by_group(plan.messages).values()
+        line = next(line for line in printed.splitlines() if line.startswith(f"counted {rank} "))
+        assert json.loads(line.split(" ", 2)[2]) == {name: list(counts) for name, counts in found.items()}

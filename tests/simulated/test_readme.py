@@ -17,4 +17,5 @@ def test_snippet(code, tmp_path):
     command = [sys.executable] if "import moe_graph.simulator" in code else [sys.executable, "-m", "moe_graph", "run"]
     result = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "[0, 1, 5, 6, 7, 8, 9, 2, 3, 4]" in result.stdout.replace("\n", "").replace("       ", ""), result.stdout
+    if "re_routing" in code:
+        assert "[0, 1, 5, 6, 7, 8, 9, 2, 3, 4]" in result.stdout.replace("\n", "").replace("       ", ""), result.stdout
