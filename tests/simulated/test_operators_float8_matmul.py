@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch_npu
 
-from everywhere import check
+from everywhere import check, results
 
 FLOAT4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 E8M0 = torch_npu.float8_e8m0fnu
@@ -200,6 +200,107 @@ def test_products_added(kind):
     args, wanted = [y, x1, x2, codes1, codes2], expected.float()
     check(added, args, [wanted, wanted], modes=("eager", "static"), rtol=1e-5, atol=1e-5)
     check(copied, args, [wanted, y], modes=("eager", "dynamic") if kind == "e4m3" else ("eager",), rtol=1e-5, atol=1e-5)
+
+
+def rounded_to_blocks(values):
+    """npu_dynamic_mx_quant of float32 values, which a test of its own holds to its document."""
+    whole = torch.cat((values, torch.zeros(len(values), -values.shape[1] % 32)), 1).view(len(values), -1, 32)
+    largest = whole.abs().amax(-1)
+    exponent = torch.where(largest > 0, largest.log2().floor() - 8, torch.tensor(-127.0))
+    y = (whole / 2.0 ** exponent.unsqueeze(-1)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    codes = torch.zeros(len(values), 2 * -(-values.shape[1] // 64), dtype=torch.uint8)
+    codes[:, : exponent.shape[1]] = (exponent + 127).to(torch.uint8)
+    return y.flatten(1)[:, : values.shape[1]], codes.view(len(values), -1, 2)
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "float4", "separate", "per token"])
+def test_grouped_swiglu(kind):
+    """Two groups of rows, one of them empty, and a row of nobody."""
+    rows, inner, width, ends = 5, 80, 128, [0, 4]
+    of = {"float4": "float4"}.get(kind, "e4m3")
+    x, left = quantised(of, rows, inner, seed=1)
+    weight, right = quantised(of, 2, inner, width, seed=2)
+    groups = torch.tensor(ends)
+    if kind == "per token":
+        token, factors = random(rows, seed=3).abs(), random(2, width, seed=4).abs()
+        c = left.double() @ right[1].double() * token.unsqueeze(1) * factors[1]
+    else:
+        (token, of_token), (factors, of_weight) = e8m0(rows, 2, 2, seed=3), e8m0(2, 2, width, 2, seed=4)
+        c = torch.zeros(rows, width, dtype=torch.float64)
+        for start in range(0, inner, 32):
+            part, at = slice(start, start + 32), (start // 64, start // 32 % 2)
+            c += (
+                (left[:, part].double() @ right[1][part].double())
+                * of_token[:, at[0], at[1], None]
+                * of_weight[1, at[0], :, at[1]]
+            )
+    s = (c[:, :64] / (1 + torch.exp(-c[:, :64])) * c[:, 64:]).float()
+    s[4:] = 0
+    if kind == "per token":
+        scale = s.abs().amax(1) / 448
+        y = (s / scale.masked_fill(scale == 0, 1).unsqueeze(1)).to(torch.float8_e4m3fn)
+    else:
+        y, scale = rounded_to_blocks(s)
+    number = NUMBERS.get(of)
+
+    def product(x, weight, factors, token, groups):
+        mode = 0 if kind == "per token" else 2
+        e8m0_dtype = None if kind == "per token" else E8M0
+        weights, scales = ([*weight], [*factors]) if kind == "separate" else ([weight], [factors])
+        found = torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+            x,
+            weights,
+            scales,
+            token,
+            groups,
+            dequant_mode=mode,
+            quant_mode=mode,
+            quant_dtype=torch.float8_e4m3fn,
+            x_dtype=number,
+            weight_dtype=number,
+            weight_scale_dtype=e8m0_dtype,
+            x_scale_dtype=e8m0_dtype,
+        )
+        return found[0].to(torch.float32), found[1].view(torch.uint8) if mode else found[1]
+
+    found_y, found_scale = (t.cpu() for t in product(*(a.npu() for a in (x, weight, factors, token, groups))))
+    wrong = found_y != y.float()
+    assert wrong.sum() <= 2 and torch.allclose(
+        found_y, y.float(), rtol=2**-3
+    )  # float32 sums may fall to the other side of a half
+    torch.testing.assert_close(found_scale, scale, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "float4", "per token"])
+def test_grouped_swiglu_in_a_graph(kind):
+    of = {"float4": "float4"}.get(kind, "e4m3")
+    x, _ = quantised(of, 5, 80, seed=1)
+    weight, _ = quantised(of, 2, 80, 128, seed=2)
+    is_mx, number = kind != "per token", NUMBERS.get(of)
+    token = e8m0(5, 2, 2, seed=3)[0] if is_mx else random(5, seed=3).abs()
+    factors = e8m0(2, 2, 128, 2, seed=4)[0] if is_mx else random(2, 128, seed=4).abs()
+
+    def product(x, weight, factors, token, groups):
+        return torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+            x,
+            [weight],
+            [factors],
+            token,
+            groups,
+            dequant_mode=2 if is_mx else 0,
+            quant_mode=2 if is_mx else 0,
+            quant_dtype=torch.float8_e5m2,
+            x_dtype=number,
+            weight_dtype=number,
+            weight_scale_dtype=E8M0 if is_mx else None,
+            x_scale_dtype=E8M0 if is_mx else None,
+        )
+
+    args = [x, weight, factors, token, torch.tensor([2, 5])]
+    found = results(product, args, modes=("eager", "dynamic" if kind == "float4" else "static"))
+    eager, graph = found.values()
+    for one, other in zip(eager[:2], graph[:2]):
+        assert one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def test_integers_on_ascend_950():

@@ -11,7 +11,7 @@
 
 Sources: npu_grouped_matmul_swiglu_quant_v2's page in the torch_npu documentation; the document of aclnnGroupedMatmulSwigluQuantWeightNZ
 (ops-transformer). v1's third result is no value of the operator's; it is 0. Sums are exact, the rest float32. Rows beyond the groups are 0
-here and not written on a device. Not served: int4 x, the types of Ascend 950, v1's bias and offset.
+here and not written on a device. Not served: int4 x, v1's bias and offset. The types of Ascend 950: `grouped_matmul_swiglu_float8`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, GeType, Tensors
+from moe_graph.operators.ge import GeKernel, GeType, Planned, Tensors, type_of_input
+from moe_graph.operators.matmul import grouped_matmul_swiglu_float8, scaled_operands
 from moe_graph.operators.matmul.grouped_rows import CUMSUM, scaled, segments, weights
 from moe_graph.operators.quantization.int8 import dynamic_int8
 
@@ -105,24 +106,29 @@ def grouped_matmul_swiglu_quant_v2(
     x_scale_dtype: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y and scale. Raises NotImplementedError, naming the argument, for a form that is not served."""
-    others = {
-        "bias": bias,
-        "x_dtype": x_dtype,
-        "weight_dtype": weight_dtype,
-        "weight_scale_dtype": weight_scale_dtype,
-        "x_scale_dtype": x_scale_dtype,
-    }
-    for name, value in others.items():
-        if value is not None:
-            raise NotImplementedError(f"npu_grouped_matmul_swiglu_quant_v2: {name} must be None, it is not served")
+    if bias is not None:
+        raise NotImplementedError("npu_grouped_matmul_swiglu_quant_v2: bias must be None, it is not served")
+    if x.dtype in scaled_operands.FLOAT8_DTYPES or x_dtype is not None or weight_dtype is not None:
+        _without_assist(smooth_scale, weight_assist_matrix)
+        modes, kind = (dequant_mode or 0, quant_mode or 0), group_list_type or 0
+        types = (_INT8 if quant_dtype is None else quant_dtype, x_dtype, weight_dtype)
+        return grouped_matmul_swiglu_float8.eager(x, weight, weight_scale, x_scale, group_list, kind, modes, *types)
     if quant_dtype not in (None, _INT8) or quant_mode not in (None, 0):
         raise NotImplementedError(
-            f"npu_grouped_matmul_swiglu_quant_v2: quant_dtype must be int8 and quant_mode 0, got {quant_dtype} and {quant_mode}"
+            f"npu_grouped_matmul_swiglu_quant_v2: quant_dtype must be int8 and quant_mode 0 of int8 x, got {quant_dtype} and {quant_mode}"
         )
     matrices, scales = _only("weight", weight), _only("weight_scale", weight_scale)
     assert matrices is not None and scales is not None
     assist = _only("weight_assist_matrix", weight_assist_matrix)
     return compute(x, matrices, scales, x_scale, group_list, group_list_type or 0, assist, smooth_scale)
+
+
+def _without_assist(smooth_scale: Tensor | None, assist: Sequence[Tensor] | None) -> None:
+    for name, value in (("smooth_scale", smooth_scale), ("weight_assist_matrix", assist)):
+        if value is not None:
+            raise NotImplementedError(
+                f"npu_grouped_matmul_swiglu_quant_v2: {name} must be None of x of float8, it is not served"
+            )
 
 
 def _ge_grouped_matmul_swiglu_quant_v2(
@@ -142,10 +148,21 @@ def _ge_grouped_matmul_swiglu_quant_v2(
     transpose_weight: bool = False,
     group_list_type: int = 0,
     tuning_config: list | tuple[int, ...] = (0,),
+    node: Planned,
 ) -> tuple[Tensor, Tensor]:
     """GE GroupedMatmulSwigluQuantV2. A matrix that is left out comes as one tensor of no elements."""
     if transpose_weight or bias is not None:
         raise NotImplementedError("GroupedMatmulSwigluQuantV2: transpose_weight must be false and bias not fed")
+    names = [scaled_operands.ge_name(type_of_input(node, at), tensor) for at, tensor in ((0, x), (3, weight[0]))]
+    if any(names):
+        _without_assist(smooth_scale, [matrix for matrix in weight_assist_matrix if matrix.numel()] or None)
+        if quant_dtype.packed:
+            raise NotImplementedError(
+                f"GroupedMatmulSwigluQuantV2: quant_dtype must be of eight bits, got {quant_dtype.name}"
+            )
+        modes = (dequant_mode, quant_mode)
+        given = (weight_scale, x_scale, group_list, group_list_type, modes, quant_dtype.name)
+        return grouped_matmul_swiglu_float8.compute(x, names[0], weight, names[1], *given)
     if quant_dtype.name != "DT_INT8":
         raise NotImplementedError(f"GroupedMatmulSwigluQuantV2: quant_dtype must be DT_INT8, got {quant_dtype.name}")
     assist = [matrix for matrix in weight_assist_matrix if matrix.numel()]
