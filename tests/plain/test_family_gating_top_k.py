@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import moe_graph  # noqa: F401  registers the operator
+from moe_graph.operators.moe.gating_top_k import gating_top_k_backward
 from versions import opcheck
 
 operator = torch.ops.npu.npu_moe_gating_top_k
@@ -122,6 +123,34 @@ def test_gradients(norm_type):
     opcheck(operator.default, (x.detach(), 3), options)
 
 
+@pytest.mark.parametrize("norm_type", [0, 1])
+def test_the_hash_mode_chooses_by_a_table(norm_type):
+    x, ids = torch.randn(4, 8, requires_grad=True), torch.tensor([2, 0, 0, 1])
+    table = torch.tensor([[3, 1], [7, 0], [5, 6]], dtype=torch.int32)
+    y, expert_idx, norm = operator(
+        x, 2, input_ids=ids, tid2eid=table, norm_type=norm_type, routed_scaling_factor=2.0, out_flag=True
+    )
+    for i, number in enumerate(ids.tolist()):
+        assert expert_idx[i].tolist() == table[number].tolist()
+        weights = norm.detach()[i, table[number].long()].tolist()
+        total = sum(weights) if norm_type else 1.0
+        assert y.detach()[i].tolist() == pytest.approx([2 * weight / total for weight in weights], rel=1e-5)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    with pytest.raises(ValueError, match="input_ids must be from 0 to 2"):
+        operator(x.detach(), 2, input_ids=ids + 1, tid2eid=table)
+
+
+@pytest.mark.parametrize("norm_type", [0, 1])
+def test_the_backward_operator_is_autograds_gradient(norm_type):
+    x = torch.randn(4, 8, dtype=torch.float32, requires_grad=True)
+    y, expert_idx, norm = operator(x, 3, norm_type=norm_type, routed_scaling_factor=2.0, out_flag=True)
+    grad = torch.randn(4, 3)
+    found = gating_top_k_backward(
+        norm.detach(), grad, expert_idx, norm_type=norm_type, routed_scaling_factor=2.0, eps=1e-20
+    )
+    torch.testing.assert_close(found, torch.autograd.grad(y, x, grad)[0])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -138,8 +167,13 @@ def test_gradients(norm_type):
         ({"bias": torch.zeros(7)}, r"bias must be of shape \[E\], E = 8, got shape \(7,\)"),
         ({"bias": torch.zeros(8).half()}, "bias must be of dtype torch.float32, got torch.float16"),
         (
-            {"input_ids": torch.zeros(4).int(), "tid2eid": torch.zeros(9, 2).int()},
-            "input_ids must be None .the hash mode has no fallback., got shape",
+            {"input_ids": torch.zeros(4).int(), "tid2eid": torch.zeros(9, 3).int()},
+            r"tid2eid must be of last size k = 2, got shape \(9, 3\)",
+        ),
+        ({"input_ids": torch.zeros(4).int()}, "input_ids and tid2eid must be both given, or neither"),
+        (
+            {"input_ids": torch.zeros(4).int(), "tid2eid": torch.zeros(9, 2).int(), "bias": torch.zeros(8)},
+            "bias must be None .the hash mode's document has none.",
         ),
     ],
 )

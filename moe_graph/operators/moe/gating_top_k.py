@@ -9,10 +9,15 @@
     0) or the sum of its two largest (1); outside of the k_group best groups no expert is chosen
     expert_idx = the k largest of `ranked`; y = norm there, divided by (their sum + eps) with norm_type 1, times routed_scaling_factor
 
+    hash mode   input_ids [N] and tid2eid [ids, k], int32 or int64: expert_idx = tid2eid[input_ids], the scores choose nothing
+
+npu_moe_gating_top_k_backward(x_norm, grad_y, expertIdx, ...) gives the gradient of x from norm_out [N, E] float32, that of y [N, k] and the
+choice; it has grad_y's dtype.
+
 Computed in float32. Of equal scores the smaller number (of the expert, of the group) comes first; the documents do not say which.
 
-Sources: the operator's page in the torch_npu documentation, the document of aclnnMoeGatingTopK, torch_npu's fake implementation. The
-hash mode (input_ids, tid2eid) and renorm 1 have no fallback.
+Sources: the operator's page in the torch_npu documentation, the document of aclnnMoeGatingTopK, torch_npu's fake implementation;
+op-plugin's test of the gradient. The page has renorm 0 alone, and does not say what bias and groups do in the hash mode: refused there.
 """
 
 from __future__ import annotations
@@ -21,10 +26,11 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.checks import Checks
-from moe_graph.operators.declaration import declare
+from moe_graph.operators.declaration import declare, of_torch_npu
 from moe_graph.operators.ge import GeKernel, renamed
+from moe_graph.operators.quantization.int8 import check_values
 
-_check = Checks("npu_moe_gating_top_k")
+_check, _check_backward = Checks("npu_moe_gating_top_k"), Checks("npu_moe_gating_top_k_backward")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SOFTMAX, SIGMOID = 0, 1
 MAXIMUM, TOP_2_SUM = 0, 1
@@ -45,8 +51,8 @@ def _check_arguments(
 ) -> None:
     _check.dtype("x", x, DTYPES)
     _check.rank("x", x, (2,), "[N, E]")
-    _check.absent("input_ids", input_ids, "the hash mode has no fallback")
-    _check.absent("tid2eid", tid2eid, "the hash mode has no fallback")
+    if input_ids is not None or tid2eid is not None:
+        _check_hash(x, k, bias, input_ids, tid2eid, group_count)
     _check.value("norm_type", norm_type, (SOFTMAX, SIGMOID))
     _check.value("renorm", renorm, (0,))
     _check.value("group_select_mode", group_select_mode, (MAXIMUM, TOP_2_SUM))
@@ -67,6 +73,21 @@ def _check_arguments(
         _check.rank("bias", bias, (1,), "[E]")
         _check.size(bias.shape[0] == experts, "bias", f"of shape [E], E = {experts}", bias)
         _check.device("bias", bias, "x", x)
+
+
+def _check_hash(
+    x: Tensor, k: int, bias: Tensor | None, input_ids: Tensor | None, tid2eid: Tensor | None, group_count: int
+) -> None:
+    if input_ids is None or tid2eid is None:
+        _check.refuse("input_ids and tid2eid", "both given, or neither", "one of them")
+    _check.absent("bias", bias, "the hash mode's document has none")
+    _check.value("group_count", group_count, (1,))
+    for name, tensor, rank, shape in (("input_ids", input_ids, 1, "[N]"), ("tid2eid", tid2eid, 2, "[ids, k]")):
+        _check.dtype(name, tensor, (torch.int32, torch.int64))
+        _check.rank(name, tensor, (rank,), shape)
+        _check.device(name, tensor, "x", x)
+    _check.size(input_ids.shape[0] == x.shape[0], "input_ids", "of x's first size", input_ids)
+    _check.size(tid2eid.shape[1] == k, "tid2eid", f"of last size k = {k}", tid2eid)
 
 
 def fake(
@@ -113,15 +134,67 @@ def gating_top_k(
     """y, expert_idx and norm_out, as the module's document says. Raises ValueError on what it excludes."""
     _check_arguments(x, k, bias, input_ids, tid2eid, k_group, group_count, group_select_mode, renorm, norm_type)
     norm = x.float().softmax(-1) if norm_type == SOFTMAX else x.float().sigmoid()
+    if input_ids is not None and tid2eid is not None:
+        expert_idx = _by_hash(input_ids, tid2eid, x.shape[1])
+        y = norm.gather(-1, expert_idx)
+        return _results(y, expert_idx, norm, x.dtype, norm_type, eps, routed_scaling_factor, out_flag)
     ranked = norm.detach() if bias is None else norm.detach() + bias.detach().float()
     if k_group < group_count:
         ranked = _within_best_groups(ranked, k_group, group_count, group_select_mode)
     expert_idx = largest(ranked, k)
     y = norm.gather(-1, expert_idx)
+    return _results(y, expert_idx, norm, x.dtype, norm_type, eps, routed_scaling_factor, out_flag)
+
+
+def _results(
+    y: Tensor,
+    expert_idx: Tensor,
+    norm: Tensor,
+    dtype: torch.dtype,
+    norm_type: int,
+    eps: float,
+    scaling: float,
+    out_flag: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     if norm_type == SIGMOID:
         y = y / (y.sum(-1, keepdim=True) + eps)
-    norm_out = norm if out_flag else torch.zeros_like(norm)
-    return (y * routed_scaling_factor).to(x.dtype), expert_idx.to(torch.int32), norm_out
+    return (y * scaling).to(dtype), expert_idx.to(torch.int32), norm if out_flag else torch.zeros_like(norm)
+
+
+def _by_hash(input_ids: Tensor, tid2eid: Tensor, experts: int) -> Tensor:
+    """The experts [N, k] of the ids."""
+    ids = input_ids.long()
+    check_values(
+        _check, "input_ids", input_ids, (ids >= 0) & (ids < tid2eid.shape[0]), f"from 0 to {tid2eid.shape[0] - 1}"
+    )
+    chosen = tid2eid[ids].long()
+    check_values(_check, "tid2eid", chosen, (chosen >= 0) & (chosen < experts), f"from 0 to {experts - 1}")
+    return chosen
+
+
+def gating_top_k_backward(
+    x_norm: Tensor,
+    grad_y: Tensor,
+    expert_idx: Tensor,
+    *,
+    renorm: int = 0,
+    norm_type: int = SOFTMAX,
+    routed_scaling_factor: float = 1.0,
+    eps: float = 1e-20,
+) -> Tensor:
+    """The gradient of x [N, E]. Raises ValueError for another renorm than 0."""
+    _check_backward.value("renorm", renorm, (0,))
+    _check_backward.value("norm_type", norm_type, (SOFTMAX, SIGMOID))
+    norm, chosen = x_norm.float(), expert_idx.long()
+    grad = grad_y.float() * routed_scaling_factor
+    if norm_type == SIGMOID:
+        y = norm.gather(-1, chosen)
+        total = y.sum(-1, keepdim=True) + eps
+        grad = grad / total - (grad * y).sum(-1, keepdim=True) / total.square()
+    of_norm = torch.zeros_like(norm).scatter_add(-1, chosen, grad)
+    if norm_type == SIGMOID:
+        return (of_norm * norm * (1 - norm)).to(grad_y.dtype)
+    return (norm * (of_norm - (of_norm * norm).sum(-1, keepdim=True))).to(grad_y.dtype)
 
 
 def _within_best_groups(ranked: Tensor, k_group: int, group_count: int, mode: int) -> Tensor:
@@ -146,3 +219,4 @@ OPERATOR = declare(
     differentiable=True,
     ge=[GeKernel("MoeGatingTopK", renamed(gating_top_k))],
 )
+BACKWARD_OPERATOR = of_torch_npu("npu_moe_gating_top_k_backward", gating_top_k_backward)
