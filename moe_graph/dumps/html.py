@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,37 @@ from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
 from moe_graph.dumps.summary import data_inputs, plain
 
 
-def write(graph: Graph, path: str | Path) -> None:
-    """Write the graph to an HTML file."""
-    Path(path).write_text(html(graph), encoding="utf-8")
+@dataclass(frozen=True)
+class Cost:
+    """What a page shows of a node's costs.
+
+    Attributes:
+        weight: how deep the node is coloured, from 0 to 1
+        live: how much memory is taken while it runs, for the curve
+        sends: is it marked as one that communicates?
+        rows: (name, text) for the node's panel
+    """
+
+    weight: float
+    live: float
+    sends: bool = False
+    rows: tuple[tuple[str, str], ...] = ()
 
 
-def html(graph: Graph) -> str:
-    """The page."""
+def write(graph: Graph, path: str | Path, costs: Mapping[str, Cost] | None = None, title: str = "") -> None:
+    """Write the graph to an HTML file; with the costs of nodes by name they are coloured, and memory is a curve above `title`."""
+    Path(path).write_text(html(graph, costs, title), encoding="utf-8")
+
+
+def html(graph: Graph, costs: Mapping[str, Cost] | None = None, title: str = "") -> str:
+    """The page. Arguments as `write`'s."""
     style, script = _part("page.css"), _part("page.js")
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
     # `<` is all that could end the element the data is in; JSON reads it back from its escape.
-    data = json.dumps(page_data(graph), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    drawn = page_data(graph)
+    if costs is not None:
+        drawn["costs"] = _costs(graph, costs, title)
+    data = json.dumps(drawn, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = _part("page.html")
     for mark, text in (("@policy@", policy), ("@style@", style), ("@script@", script), ("@data@", data)):
         head, _, tail = page.partition(mark)
@@ -68,6 +90,19 @@ def page_data(graph: Graph) -> dict[str, Any]:
             for box in everything.boxes
         ],
         "views": views,
+    }
+
+
+def _costs(graph: Graph, costs: Mapping[str, Cost], title: str) -> dict[str, Any]:
+    """By the place of a node: how deep it is coloured, whether it communicates, its rows; and the curve, in the order of `costs`."""
+    place = {node.name: at for at, node in enumerate(graph.nodes)}
+    there = {place[name]: cost for name, cost in costs.items() if name in place}
+    return {
+        "title": title,
+        "weight": {at: round(cost.weight, 4) for at, cost in there.items() if cost.weight},
+        "sends": [at for at, cost in there.items() if cost.sends],
+        "rows": {at: cost.rows for at, cost in there.items()},
+        "curve": [[at, cost.live] for at, cost in there.items()],
     }
 
 

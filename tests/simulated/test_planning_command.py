@@ -206,3 +206,19 @@ def test_the_decoder_of_the_examples(capsys):
     )
     report.show(plan)
     assert "rank 5 of 128" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
+def test_the_page_has_costs_a_curve_and_collectives(model, tmp_path, mode):
+    page = tmp_path / "plan.html"
+    assert run(f"{model}:build", "--world", 4, "--mode", mode, "--html", page) == 0
+    text = page.read_text(encoding="utf-8")
+    data = json.loads(text.partition('<script type="application/json" id="data">')[2].partition("</script>")[0])
+    costs, nodes = data["costs"], data["nodes"]
+    assert len(costs["sends"]) == 2 and all("educe" in nodes[at]["type"] for at in costs["sends"])
+    deepest = max(costs["weight"], key=costs["weight"].get)
+    assert costs["weight"][deepest] == 1
+    assert max(live for _, live in costs["curve"]) > 4 * 256 * 64 * 4
+    assert len(costs["curve"]) >= 8 and "rank 0 of 4" in costs["title"]
+    rows = dict(costs["rows"][str(costs["sends"][0])])
+    assert rows["all_reduce"] == "ranks 0 to 3: 8.00 KiB given, 8.00 KiB received"

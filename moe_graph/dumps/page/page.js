@@ -17,6 +17,7 @@
     if (input && input.at >= 0 && !readers[input.at].includes(at)) readers[input.at].push(at);
   }));
   const words = data.nodes.map((node) => [node.name, node.type, node.fx, ...node.source].join("\n").toLowerCase());
+  const costs = data.costs, sending = new Set(costs ? costs.sends : []);
   const moe = data.nodes.flatMap((node, at) => (node.kind === "moe" ? [at] : []));
 
   // ---- the picture ----
@@ -54,7 +55,7 @@
     const style = getComputedStyle(document.documentElement);
     const probe = document.body.appendChild(document.createElement("i"));
     colors = {};
-    for (const name of ["ground", "rule", "ink", "soft", "line", "focus", "path", ...KINDS.flatMap((kind) => [kind, `${kind}-edge`])]) {
+    for (const name of ["ground", "rule", "ink", "soft", "line", "focus", "path", "cost", "sends", ...KINDS.flatMap((kind) => [kind, `${kind}-edge`])]) {
       probe.style.color = `var(--${name})`;
       colors[name] = getComputedStyle(probe).color;
     }
@@ -63,6 +64,7 @@
     colors.mono = style.getPropertyValue("--mono");
     drawLegend();
     mapImage = null;
+    if (costs) drawCurve();
   }
 
   function drawLegend() {
@@ -135,7 +137,14 @@
     const kind = node.kind === "moe" && !showPath ? "compute" : node.kind;
     pen.fillStyle = colors[scale > TEXT ? kind : `${kind}-edge`];  // from far away the pale ones would be lost
     pen.fill();
-    if (at === selected) { pen.strokeStyle = colors.focus; pen.lineWidth = 2.5 / Math.min(1, scale * 1.4); }
+    if (costs && costs.weight[at]) {
+      pen.globalAlpha = 0.15 + 0.75 * costs.weight[at];
+      pen.fillStyle = colors.cost;
+      pen.fill();
+      pen.globalAlpha = 1;
+    }
+    if (sending.has(at)) { pen.strokeStyle = colors.sends; pen.lineWidth = 3 / Math.min(1, scale * 1.4); }
+    else if (at === selected) { pen.strokeStyle = colors.focus; pen.lineWidth = 2.5 / Math.min(1, scale * 1.4); }
     else if (at === hover) { pen.strokeStyle = colors.soft; pen.lineWidth = 1.6; }
     else if (marked) { pen.strokeStyle = colors["moe-edge"]; pen.lineWidth = 2 / Math.min(1, scale * 1.4); }
     else if (showPath && node.path) { pen.strokeStyle = colors.path; pen.lineWidth = 1.6; }
@@ -312,6 +321,7 @@
       reveal.addEventListener("click", () => { toggle(node.kind, true); centre(at); });
       panel.append(" ", reveal);
     }
+    section("Costs", ((costs && costs.rows[at]) || []).map(([name, text]) => row(name, make("code", text))));
     section("Inputs", node.inputs.map((input, place) => {
       if (!input) return row(node.inputNames[place] || String(place), make("span", "not fed"));
       const from = input.output < 0 ? `${input.node} (order only)` : input.output ? `${input.node} : ${input.output}` : input.node;
@@ -328,6 +338,45 @@
     section("Read by", readers[at].map((other) => row("", link(other, `${data.nodes[other].type}  ${data.nodes[other].name}`))));
     panel.scrollTop = 0;
     resize();
+  }
+
+  // ---- memory over the nodes, in the order of the run ----
+
+  function drawCurve() {
+    const own = get("curve"), points = costs.curve, ratio = devicePixelRatio || 1, ink = own.getContext("2d");
+    const wide = own.clientWidth, high = own.clientHeight, most = Math.max(1, ...points.map(([, live]) => live));
+    own.width = wide * ratio;
+    own.height = high * ratio;
+    ink.setTransform(ratio, 0, 0, ratio, 0, 0);
+    ink.fillStyle = colors.cost;
+    ink.globalAlpha = 0.45;
+    ink.beginPath();
+    ink.moveTo(0, high);
+    points.forEach(([, live], place) => {
+      const y = high - (high - 18) * live / most;
+      ink.lineTo(wide * place / points.length, y);
+      ink.lineTo(wide * (place + 1) / points.length, y);
+    });
+    ink.lineTo(wide, high);
+    ink.fill();
+    ink.globalAlpha = 1;
+    ink.fillStyle = colors.sends;
+    points.forEach(([at], place) => {
+      if (sending.has(at)) ink.fillRect(wide * (place + 0.5) / points.length - 1, high - 5, 2, 5);
+    });
+    ink.fillStyle = colors.ink;
+    ink.font = `11px ${colors.sans}`;
+    ink.fillText(costs.title, 8, 13, wide - 16);
+  }
+
+  function startCurve() {
+    const own = get("curve");
+    own.hidden = false;
+    own.addEventListener("click", (event) => {
+      const place = Math.floor(event.offsetX / own.clientWidth * costs.curve.length);
+      if (costs.curve[place]) select(costs.curve[place][0], true);
+    });
+    new ResizeObserver(drawCurve).observe(own);
   }
 
   function select(at, move) {
@@ -512,6 +561,7 @@
     for (const [id, kind] of [["constants", "constant"], ["shapes", "shape"]]) get(id).disabled = !data.nodes.some((node) => node.kind === kind);
     get("moe").disabled = get("next").disabled = !moe.length;
     view = prepare();
+    if (costs) startCurve();
     readColors();
     change();
     ({ width, height } = canvas.getBoundingClientRect());
