@@ -121,3 +121,49 @@ def test_attn_softmax():
     torch.testing.assert_close(ours.cpu().double(), probabilities.detach(), rtol=1e-5, atol=1e-6)
     torch_npu.npu_attn_softmax_backward_(ours, grad.npu(), values.npu())
     torch.testing.assert_close(ours.cpu().double(), exact.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts, gamma", [(3, True), (2, False)])
+def test_mhc_pre(parts, gamma):
+    n, width = 4, 8
+    size = 2 * n + (n * n if parts == 3 else 0)
+    x = random(3, n, width, dtype=torch.float16)
+    inputs = [x, random(size, n * width) / 5, random(parts), random(size)] + [random(n, width)] * gamma
+    ours = [t.npu().requires_grad_() for t in inputs]
+    exact = [t.double().requires_grad_() for t in inputs]
+    found = torch_npu.npu_mhc_pre(*ours[:4], gamma=ours[4] if gamma else None, out_flag=1)
+    rows = exact[0].reshape(3, n * width)
+    inverse = ((rows**2).mean(-1) + 1e-6) ** -0.5
+    mixed = (rows * exact[4].flatten() if gamma else rows) @ exact[1].T
+    z = (mixed * inverse[:, None]).split([n, n, n * n][:parts], -1)
+    z = [part * a + b for part, a, b in zip(z, exact[2], exact[3].split([n, n, n * n][:parts]))]
+    pre, post = torch.sigmoid(z[0]) + 1e-6, 2 * torch.sigmoid(z[1])
+    wanted = [(pre[..., None] * exact[0]).sum(1), post]
+    wanted += [z[2].view(3, n, n)] if parts == 3 else [torch.zeros(1, dtype=torch.float64)]
+    tolerance = dict(rtol=2e-3, atol=2e-3)
+    for y, expected in zip(found, [*wanted, inverse, mixed, pre]):
+        torch.testing.assert_close(y.cpu().double(), expected, **tolerance)
+    grads = [random(*y.shape) for y in wanted[: 2 + (parts == 3)]]
+    torch.autograd.backward(list(found[: len(grads)]), [g.to(y.dtype).npu() for g, y in zip(grads, found)])
+    torch.autograd.backward(wanted[: len(grads)], [g.double() for g in grads])
+    for y, expected in zip(ours, exact):
+        torch.testing.assert_close(y.grad.cpu().double(), expected.grad, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_mhc_post(mixes):
+    x, out, post = random(3, 4, 8, dtype=torch.float16), random(3, 8, dtype=torch.float16), random(3, 4)
+    res = random(3, 4, 4) if mixes else None
+    given = [x, out, post] + [res] * mixes
+    ours, exact = [t.npu().requires_grad_() for t in given], [t.double().requires_grad_() for t in given]
+    y = torch_npu.npu_mhc_post(ours[0], ours[3] if mixes else None, *ours[1:3])
+    rows = []
+    for j in range(4):
+        kept = sum(exact[3][:, i, j, None] * exact[0][:, i] for i in range(4)) if mixes else exact[0][:, j]
+        rows.append(kept + exact[2][:, j, None] * exact[1])
+    wanted, grad = torch.stack(rows, 1), random(3, 4, 8, dtype=torch.float16)
+    torch.testing.assert_close(y.cpu().double(), wanted, rtol=2e-3, atol=2e-3)
+    y.backward(grad.npu())
+    wanted.backward(grad.double())
+    for found, expected in zip(ours, exact):
+        torch.testing.assert_close(found.grad.cpu().double(), expected.grad, rtol=2e-3, atol=2e-3)

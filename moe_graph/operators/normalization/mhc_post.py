@@ -1,4 +1,4 @@
-"""`npu_mhc_post(x, h_res, h_out, h_post)`: the streams of hyper-connections (mHC) behind a layer.
+"""`npu_mhc_post(x, h_res, h_out, h_post)`: the streams of hyper-connections (mHC) behind a layer; and its gradient.
 
     x [B, S, n, D] or [T, n, D] float16, bfloat16   h_res [..., n, n] float32 or None   h_out [..., D] like x   h_post [..., n] float32
     y[j] = sum over i of h_res[i, j] * x[i] + h_post[j] * h_out;   without h_res the first term is x[j]
@@ -36,4 +36,17 @@ def mhc_post(x: Tensor, h_res: Tensor | None, h_out: Tensor, h_post: Tensor) -> 
     return (kept + h_post.unsqueeze(-1) * h_out.float().unsqueeze(-2)).to(x.dtype)
 
 
+def mhc_post_backward(
+    grad_y: Tensor, x: Tensor, h_res: Tensor | None, h_out: Tensor, h_post: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradients of x, h_res (None without it), h_out and h_post."""
+    grad = grad_y.float()
+    of_x = grad if h_res is None else h_res.float() @ grad
+    of_res = None if h_res is None else x.float() @ grad.transpose(-1, -2)
+    of_out = (grad * h_post.float().unsqueeze(-1)).sum(-2)
+    of_post = (grad * h_out.float().unsqueeze(-2)).sum(-1)
+    return of_x.to(x.dtype), of_res, of_out.to(h_out.dtype), of_post
+
+
 OPERATOR = of_torch_npu("npu_mhc_post", mhc_post)
+BACKWARD_OPERATOR = of_torch_npu("npu_mhc_post_backward", mhc_post_backward)
