@@ -303,6 +303,57 @@ def test_grouped_swiglu_in_a_graph(kind):
         assert one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
+@pytest.mark.parametrize("kind", ["e4m3", "float4", "float4 transposed", "per token", "packed", "hifloat8"])
+def test_grouped(kind):
+    """Two groups of rows, one of them empty, and a row of nobody."""
+    rows, inner, width, ends = 5, 80, 6, [0, 4]
+    of = {"float4": "float4", "float4 transposed": "float4", "hifloat8": "hifloat8"}.get(kind, "e4m3")
+    transposed = kind == "float4 transposed"
+    x, left = quantised(of, rows, inner, seed=1)
+    weight, right = quantised(of, *((2, width, inner) if transposed else (2, inner, width)), seed=2)
+    right = right.transpose(1, 2) if transposed else right
+    if kind in ("per token", "packed", "hifloat8"):
+        factors = random(2, width, seed=4).abs()
+        token = None if kind == "packed" else random(rows, seed=3).abs()
+        y = left.double() @ right[1].double() * factors[1] * (1 if token is None else token.unsqueeze(1))
+        if kind == "packed":
+            factors = torch_npu.npu_trans_quant_param(factors.npu()).cpu()
+    else:
+        (token, of_token), (factors, of_weight) = e8m0(rows, 2, 2, seed=3), e8m0(2, 2, width, 2, seed=4)
+        y = torch.zeros(rows, width, dtype=torch.float64)
+        for start in range(0, inner, 32):
+            part, at = slice(start, start + 32), (start // 64, start // 32 % 2)
+            y += (
+                (left[:, part].double() @ right[1][part].double())
+                * of_token[:, at[0], at[1], None]
+                * of_weight[1, at[0], :, at[1]]
+            )
+    y[4:] = 0
+    number, is_mx = NUMBERS.get(of), kind in ("e4m3", "float4", "float4 transposed")
+
+    def product(x, weight, factors, token, groups):
+        return torch_npu.npu_grouped_matmul(
+            [x],
+            [weight.transpose(1, 2) if transposed else weight],
+            scale=[factors],
+            per_token_scale=None if token is None else [token],
+            group_list=groups,
+            split_item=3,
+            group_type=0,
+            output_dtype=torch.bfloat16,
+            x_dtype=number,
+            weight_dtype=number,
+            scale_dtype=E8M0 if is_mx else None,
+            per_token_scale_dtype=E8M0 if is_mx else None,
+        )[0]
+
+    modes = {"e4m3": ("eager", "static"), "float4": ("eager", "dynamic"), "per token": ("eager", "static")}.get(
+        kind, ("eager",)
+    )
+    rtol = 2**-6 if kind == "packed" else 2**-7
+    check(product, [x, weight, factors, token, torch.tensor(ends)], [y.bfloat16()], modes=modes, rtol=rtol, atol=2**-9)
+
+
 def test_integers_on_ascend_950():
     """torchair lowers them to QuantBatchMatmulV4 there."""
     x1, left = quantised("int8", 3, 20, seed=1)

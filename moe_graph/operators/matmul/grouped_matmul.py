@@ -11,7 +11,8 @@
 
 Sources: the operator's page in the torch_npu documentation; the documents of aclnnGroupedMatmulV4 and V5; torch_npu's fake
 implementation for shapes and dtypes. Accumulation is float32 (exact for int8), rounded once. Rows of x beyond the last group, which
-a padded buffer has, are 0 here and not written on a device. Not served: int4 weights of an int8 or int4 x, float4 and float8 types.
+a padded buffer has, are 0 here and not written on a device. Not served: int4 weights of an int8 or int4 x. The types of Ascend 950:
+`grouped_matmul_float8`.
 
 The groups are separate products, so the fallback reads group_list on the host: on a device other than the CPU that is one
 synchronization. The gradient is made of the operator itself and reads nothing.
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from moe_graph.operators import dtypes
 from moe_graph.operators.declaration import declare
-from moe_graph.operators.ge import GeKernel, Tensors
+from moe_graph.operators.ge import GeKernel, Planned, Tensors, type_of_input
+from moe_graph.operators.matmul import grouped_matmul_float8, scaled_operands
 from moe_graph.operators.matmul.grouped_matmul_checks import (
     ACTIVATIONS,
     CUMSUM,
@@ -50,7 +52,14 @@ _EXACT_PRODUCTS = 1024
 
 def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
     """Outputs by the form of the call; the values of group_list are not looked at."""
-    options, weight = Options(**keywords), _whole(x, weight)
+    options = Options(**keywords)
+    if grouped_matmul_float8.is_float8(x, options):
+        dtype = grouped_matmul_float8.result_dtype(x, weight, options)
+        columns = weight[0].shape[-1]
+        if options.weight_dtype == 296 and x[0].shape[-1] != weight[0].shape[-2]:
+            columns = 2 * columns  # two to a byte along N
+        return [x[0].new_empty((x[0].shape[0], columns), dtype=dtype)]
+    weight = _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
         rows, width = x[0].shape[0], weight[0].shape[-1]
@@ -84,7 +93,10 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
 
     Raises ValueError as `check_arguments`, and for a group_list whose values do not fit x.
     """
-    options, weight = Options(**keywords), _whole(x, weight)
+    options = Options(**keywords)
+    if grouped_matmul_float8.is_float8(x, options):
+        return _of_float8(x, weight, grouped_matmul_float8.names(x, weight, options), options)
+    weight = _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
         return _by_columns(x[0], weight, form, options)
@@ -97,6 +109,15 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
         _product(rows, index, weight, form, options, output)
         outputs.append(output.view(*a.shape[:-1], b.shape[-1]))
     return outputs
+
+
+def _of_float8(x: Sequence[Tensor], weight: Sequence[Tensor], kinds: tuple[str, str], options: Options) -> list[Tensor]:
+    """A call of float8, hifloat8 or float4, whose operands may be packed."""
+    dtype = grouped_matmul_float8.result_dtype(x, weight, options)
+    rows = scaled_operands.carried(x[0], kinds[0])
+    matrices = [scaled_operands.carried(matrix, kinds[1]) for matrix in weight]
+    groups = matrices[0].shape[0] if len(matrices) == 1 else len(matrices)
+    return grouped_matmul_float8.compute(rows, matrices, kinds, options, dtype, _segments(options, len(rows), groups))
 
 
 def _whole(x: Sequence[Tensor], weight: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -257,6 +278,7 @@ def _exact_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 # GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open.
+_GE_FLOAT8_DTYPES = {0: torch.float16, 1: torch.bfloat16, 3: torch.float32}
 _GE_DTYPES = {0: torch.float16, 1: torch.bfloat16, 2: torch.int32, -1: torch.int8}
 
 
@@ -283,11 +305,32 @@ def _ge_grouped_matmul(
     group_list_type: int = 0,
     act_type: int = 0,
     tuning_config: list | tuple[int, ...] = (0,),
+    node: Planned,
 ) -> list[Tensor]:
     """GE GroupedMatmul. A dynamic input that is left out comes as one tensor of no elements; matrices come as they are, never
     transposed by an attribute. With group_type -1 a group_list is the one that was given as integers."""
     if transpose_weight or transpose_x:
         raise ValueError("transpose_weight and transpose_x must be false, as torchair sets them")
+    kinds = (
+        scaled_operands.ge_name(type_of_input(node, 0), x[0]),
+        scaled_operands.ge_name(type_of_input(node, len(x)), weight[0]),
+    )
+    if any(kinds):
+        lists = {"bias": bias, "scale": scale, "offset": offset, "antiquant_scale": antiquant_scale}
+        options = Options(
+            **{name: _given(tensors) for name, tensors in lists.items()},  # type: ignore[arg-type]
+            per_token_scale=None if per_token_scale is None else [per_token_scale],
+            group_list=group_list,
+            split_item=split_item,
+            group_type=group_type,
+            group_list_type=group_list_type,
+            act_type=act_type,
+            output_dtype=dtypes.to_number(_GE_FLOAT8_DTYPES[dtype]),
+        )
+        result = grouped_matmul_float8.result_dtype(x, weight, options)
+        groups = weight[0].shape[0] if len(weight) == 1 else len(weight)
+        segments = _segments(options, len(x[0]), groups)
+        return grouped_matmul_float8.compute(x[0], weight, kinds, options, result, segments)
     listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
     return grouped_matmul(
         x,

@@ -110,6 +110,11 @@ def grouped_matmul_swiglu_quant_v2(
         raise NotImplementedError("npu_grouped_matmul_swiglu_quant_v2: bias must be None, it is not served")
     if x.dtype in scaled_operands.FLOAT8_DTYPES or x_dtype is not None or weight_dtype is not None:
         _without_assist(smooth_scale, weight_assist_matrix)
+        if dequant_dtype not in (None, 1, 5, _FLOAT, 15):
+            raise ValueError(
+                "npu_grouped_matmul_swiglu_quant_v2: dequant_dtype must be float32, float16 or bfloat16, got the dtype with "
+                f"number {dequant_dtype}"
+            )
         modes, kind = (dequant_mode or 0, quant_mode or 0), group_list_type or 0
         types = (_INT8 if quant_dtype is None else quant_dtype, x_dtype, weight_dtype)
         return grouped_matmul_swiglu_float8.eager(x, weight, weight_scale, x_scale, group_list, kind, modes, *types)
