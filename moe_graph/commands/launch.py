@@ -203,12 +203,12 @@ def _start(quiet: bool) -> bool:
         print(f"moe_graph: {error}", file=sys.stderr)
         return False
     if simulator.is_active() and not quiet:
-        import torch
+        # By the C runtime alone: to ask torch_npu would initialise it, which fixes its settings and forbids to fork.
+        from moe_graph.simulator.runtime import library
 
-        npu: Any = vars(torch)["npu"]  # added to torch by torch_npu
-        count = npu.device_count()
+        count = library.device_count()
         print(
-            f"moe_graph: simulated {npu.get_device_name()} ({simulator.soc()}), {count} device{'s' * (count != 1)}; "
+            f"moe_graph: simulated {library.soc_name()} ({simulator.soc()}), {count} device{'s' * (count != 1)}; "
             "results are computed on the CPU, times mean nothing",
             file=sys.stderr,
         )

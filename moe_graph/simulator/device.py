@@ -62,7 +62,7 @@ def start() -> bool:
         from moe_graph.simulator.communication import group as communication
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
-        from moe_graph.simulator.eager import own
+        from moe_graph.simulator.eager import own, sync_debug
         from moe_graph.simulator.graph_mode import host_inputs, termination
         from moe_graph.simulator.runtime import captured
 
@@ -74,6 +74,7 @@ def start() -> bool:
         captured.install(libraries[0])
         host_inputs.install()
         own.install()
+        sync_debug.install()
         termination.install()
         _switch_on_by_environment()
         _load_plugins()

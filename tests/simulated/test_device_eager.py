@@ -55,7 +55,7 @@ FUNCTIONS = {
         x.flip(0),
     ],
     "repeat_interleave": lambda x, y, i: x.repeat_interleave(i[:, 0].abs(), 0),
-    "casts": lambda x, y, i: [x.half(), x.bfloat16(), i.float(), x.to(torch.int32), i.bool(), x.double()],
+    "casts": lambda x, y, i: [x.half(), x.bfloat16(), i.float(), x.to(torch.int32), i.bool()],
     "layout": lambda x, y, i: [
         x.t().contiguous(),
         x.t().clone(),

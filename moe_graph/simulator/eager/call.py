@@ -7,7 +7,7 @@ memory, is that again on the NPU; what is fresh becomes a new NPU tensor. Device
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,14 @@ from torch import Tensor
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
-from moe_graph.simulator.eager.exceptions import ACROSS_DEVICES, DIMENSIONS_CHECKED, GIVEN_SEED, HOST_RESULTS, SEEDED
+from moe_graph.simulator.eager.exceptions import (
+    ACROSS_DEVICES,
+    DIMENSIONS_CHECKED,
+    GIVEN_SEED,
+    HOST_RESULTS,
+    LISTS_ACROSS_DEVICES,
+    SEEDED,
+)
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias, to_npu
 
@@ -40,7 +47,9 @@ class Operator:
         qualified = qualified_name(overload)
         self.overload = overload
         self.function = with_tensors(overload) if function is None else _with_dtypes(function, schema)
-        self._across = qualified in ACROSS_DEVICES or _is_foreach_in_place(schema)
+        in_lists = qualified in LISTS_ACROSS_DEVICES
+        everywhere = not in_lists and (qualified in ACROSS_DEVICES or _is_foreach_in_place(schema))
+        self._across = _Across(everywhere, everywhere or in_lists)
         self._host_results = HOST_RESULTS.get(qualified, ())
         self._names = [argument.name for argument in schema.arguments] if qualified in SEEDED else []
         self.position = eager_random.generator_position(overload)
@@ -100,7 +109,12 @@ class Operator:
 
     def _run(self, tensors: _Tensors, args: tuple, kwargs: dict[str, Any]) -> Any:
         cpu_args = [tensors.to_cpu(value) for value in args]
-        cpu_kwargs = {name: tensors.to_cpu(value, name) for name, value in kwargs.items()} if kwargs else kwargs
+        cpu_kwargs = kwargs
+        if kwargs:
+            cpu_kwargs = {
+                name: tensors.out_to_cpu(value, name) if name in self._outs else tensors.to_cpu(value, name)
+                for name, value in kwargs.items()
+            }
         asked = kwargs.get("device")
         if asked is None:
             device = tensors.device or torch.device("npu", torch.npu.current_device())
@@ -206,12 +220,19 @@ def qualified_name(overload: torch._ops.OpOverload) -> str:
     return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
 
 
+class _Across(NamedTuple):
+    """Where a call takes CPU tensors with dimensions beside NPU ones: as arguments, and in lists of tensors."""
+
+    alone: bool
+    in_lists: bool
+
+
 class _Tensors:
     """NPU tensors of one call and their CPU views. `device`: that of the first NPU tensor. `fresh`: arguments not to share."""
 
     __slots__ = ("_overload", "_across", "_fresh", "_pairs", "device")
 
-    def __init__(self, overload: torch._ops.OpOverload, across: bool, fresh: tuple[str, ...] = ()) -> None:
+    def __init__(self, overload: torch._ops.OpOverload, across: _Across, fresh: tuple[str, ...] = ()) -> None:
         self._overload = overload
         self._across = across
         self._fresh = fresh
@@ -220,18 +241,34 @@ class _Tensors:
 
     def to_cpu(self, value: Any, name: str = "") -> Any:
         if isinstance(value, Tensor):
-            return self._tensor_to_cpu(value, name in self._fresh)
+            return self._tensor_to_cpu(value, name in self._fresh, self._across.alone)
         if isinstance(value, (list, tuple)):
-            return [self.to_cpu(item, name) for item in value]
+            return [
+                self._tensor_to_cpu(item, name in self._fresh, self._across.in_lists)
+                if isinstance(item, Tensor)
+                else item
+                for item in value
+            ]
         return value
 
-    def _tensor_to_cpu(self, tensor: Tensor, fresh: bool) -> Tensor:
+    def out_to_cpu(self, value: Any, name: str) -> Any:
+        """An out= tensor, which is the device's whatever its dimensions."""
+        if (
+            isinstance(value, Tensor)
+            and value.is_cpu
+            and not is_host_memory_of_device(value)
+            and not self._across.alone
+        ):
+            self._refuse(value, self.device or "npu")
+        return self.to_cpu(value, name)
+
+    def _tensor_to_cpu(self, tensor: Tensor, fresh: bool, across: bool) -> Tensor:
         if tensor.is_cpu:
             if is_host_memory_of_device(tensor):
                 view = borrowed_view(tensor)
                 self._pairs.append((tensor, view, tensor.size(), False))
                 return view
-            if tensor.dim() and not self._across:
+            if tensor.dim() and not across:
                 self._refuse(tensor, self.device or "npu")
             return tensor
         for npu, cpu, _, _ in self._pairs:
@@ -242,7 +279,7 @@ class _Tensors:
             self._refuse(tensor, self.device or "npu")
         if self.device is None:
             self.device = device
-        elif device != self.device and tensor.dim() and not self._across:
+        elif device != self.device and tensor.dim() and not across:
             self._refuse(tensor, self.device)
         if fresh:
             view = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)

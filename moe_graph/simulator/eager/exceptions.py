@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-# torch_npu's own kernels stay: memory, and what is asked of it; shapes alone. Views stay too, they are told by their schemas (`is_view`).
+# torch_npu's own kernels stay: memory, and what is asked of it; shapes alone; conversions, whose float64 is float32 and whose copies to
+# the host are pinned where they do not block. Views stay too, they are told by their schemas (`is_view`).
 KEPT = frozenset(
     """
     aten::empty.memory_format aten::empty_strided aten::empty_like aten::new_empty_strided
     aten::resize_ aten::resize_as_ aten::set_ aten::set_.source_Storage aten::set_.source_Storage_storage_offset
     aten::set_.source_Tensor aten::is_set_to aten::record_stream aten::_pin_memory aten::is_pinned aten::_copy_from_and_resize
-    aten::_pad_packed_sequence
+    aten::_pad_packed_sequence aten::_to_copy
     npu::npu_moe_re_routing npu::npu_change_data_ptr npu::get_storage_size npu::copy_memory_ npu::set_op_timeout_ms
     npu::get_npu_format npu::npu_format_cast npu::npu_format_cast.Tensor npu::npu_format_cast_ npu::npu_format_cast_.acl_format
     npu::_npu_format_cast npu::_npu_format_cast.aclnn npu::_npu_format_cast.input_dtype
@@ -51,11 +52,18 @@ HOST_PARAMETERS = frozenset(
 # Those that take CPU tensors beside NPU ones, on a device too.
 ACROSS_DEVICES = HOST_PARAMETERS | frozenset(
     """
-    aten::copy_ aten::_to_copy aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
+    aten::copy_ aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
     aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
     aten::_ctc_loss.Tensor aten::_ctc_loss_backward.Tensor
     npu::npu_fusion_attention_v3 npu::npu_fusion_attention_grad_v3
     aten::_foreach_addcdiv.Tensor aten::_foreach_addcdiv_.Tensor aten::_foreach_addcmul.Tensor aten::_foreach_addcmul_.Tensor
+    """.split()
+)
+
+# Of these, those that take CPU tensors in a list alone, which are indices: the other tensors are the device's.
+LISTS_ACROSS_DEVICES = frozenset(
+    """
+    aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
     """.split()
 )
 

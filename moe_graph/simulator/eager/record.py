@@ -19,7 +19,7 @@ from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias
 
 _CPU = torch.device("cpu")
-_TAKE_HOST_TENSORS = HOST_PARAMETERS | {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}
+_TAKE_HOST_TENSORS = HOST_PARAMETERS | {"aten::copy_", "aten::_copy_from"}
 
 
 class Operator(Protocol):

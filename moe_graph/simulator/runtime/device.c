@@ -40,7 +40,8 @@ const sim_product *sim_current_product(void)
     return NULL;
 }
 
-int32_t sim_device_count(void)
+/* Devices of the machine. */
+static int32_t all_devices(void)
 {
     const char *text = getenv("MOE_GRAPH_SIM_DEVICES");
     if (text == NULL || text[0] == '\0')
@@ -55,6 +56,40 @@ int32_t sim_device_count(void)
     return (int32_t)count;
 }
 
+/* The devices that ASCEND_RT_VISIBLE_DEVICES leaves, as a list of their numbers on the machine: up to the first that does not exist, is
+ * named twice, or is no number, as the runtime of CUDA does with its own. Read at each call: a program may set it after the import. */
+static int32_t visible_devices(int32_t numbers[MAX_DEVICES])
+{
+    int32_t all = all_devices(), count = 0;
+    const char *text = getenv("ASCEND_RT_VISIBLE_DEVICES");
+    if (text == NULL) {
+        for (; count < all; count++)
+            numbers[count] = count;
+        return count;
+    }
+    while (count < all) {
+        char *end = NULL;
+        errno = 0;
+        long number = strtol(text, &end, 10);
+        bool taken = end == text || errno != 0 || number < 0 || number >= all;
+        for (int32_t i = 0; i < count && !taken; i++)
+            taken = numbers[i] == number;
+        if (taken)
+            break;
+        numbers[count++] = (int32_t)number;
+        if (*end != ',')
+            break;
+        text = end + 1;
+    }
+    return count;
+}
+
+int32_t sim_device_count(void)
+{
+    int32_t numbers[MAX_DEVICES];
+    return visible_devices(numbers);
+}
+
 int32_t sim_current_device(void)
 {
     return current_device;
@@ -65,6 +100,10 @@ aclError sim_check_device(const char *function, int32_t device)
     int32_t count = sim_device_count();
     if (device >= 0 && device < count)
         return ACL_SUCCESS;
+    const char *visible = getenv("ASCEND_RT_VISIBLE_DEVICES");
+    if (visible != NULL)
+        return sim_fail(ACL_ERROR_INVALID_DEVICE, "%s: device %d does not exist, there are %d (ASCEND_RT_VISIBLE_DEVICES=%s of %d devices, "
+                        "MOE_GRAPH_SIM_DEVICES)", function, device, count, visible, all_devices());
     if (count == 0)
         return ACL_ERROR_INVALID_DEVICE;
     return sim_fail(ACL_ERROR_INVALID_DEVICE, "%s: device %d does not exist, there are %d (MOE_GRAPH_SIM_DEVICES)", function, device,
@@ -81,7 +120,7 @@ static aclError null_argument(const char *function, const char *argument)
 SIM_API aclError aclInit(const char *configuration)
 {
     (void)configuration;
-    if (sim_current_product() == NULL || sim_device_count() == 0)
+    if (sim_current_product() == NULL || all_devices() == 0)
         return ACL_ERROR_INVALID_PARAM;
     return ACL_SUCCESS;
 }
@@ -98,7 +137,7 @@ SIM_API aclError aclrtGetDeviceCount(uint32_t *count)
     if (count == NULL)
         return null_argument("aclrtGetDeviceCount", "count");
     *count = (uint32_t)sim_device_count();
-    return *count == 0 ? ACL_ERROR_INVALID_PARAM : ACL_SUCCESS;
+    return all_devices() == 0 ? ACL_ERROR_INVALID_PARAM : ACL_SUCCESS;
 }
 
 SIM_API aclError aclrtSetDevice(int32_t device)
@@ -219,7 +258,12 @@ SIM_API aclError aclrtGetDeviceInfo(uint32_t device, int32_t attribute, int64_t 
         *value = (int64_t)total_bytes;
         return error;
     case L2: *value = product->l2_bytes; return ACL_SUCCESS;
-    case PHYSICAL_CHIP: *value = device; return ACL_SUCCESS;
+    case PHYSICAL_CHIP: {
+        int32_t numbers[MAX_DEVICES];
+        visible_devices(numbers);
+        *value = numbers[device];
+        return ACL_SUCCESS;
+    }
     case VIRTUAL: *value = 0; return ACL_SUCCESS;
     case ARCH: *value = product->npu_arch; return ACL_SUCCESS;
     default: return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "aclrtGetDeviceInfo: attribute %d is not modelled", attribute);

@@ -60,14 +60,9 @@ def host_traffic(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str,
     if name == "aten::copy_":
         non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
         return _copy(args[1], args[0].device.type, non_blocking, args[0])
-    if name in ("aten::_to_copy", "aten::_copy_from"):
-        if name == "aten::_copy_from":
-            return _copy(
-                args[0], args[1].device.type, kwargs.get("non_blocking", args[2] if len(args) > 2 else False), args[1]
-            )
-        device = kwargs.get("device")
-        target = torch.device(device).type if device is not None else args[0].device.type
-        return _copy(args[0], target, kwargs.get("non_blocking", False), None)
+    if name == "aten::_copy_from":
+        non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        return _copy(args[0], args[1].device.type, non_blocking, args[1])
     if name == "aten::repeat_interleave" and _counts_repeats(overload, args, kwargs):
         return HostTraffic("", "result size depends on the values", 0, True)
     if torch.Tag.data_dependent_output in overload.tags:
@@ -77,12 +72,12 @@ def host_traffic(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str,
     return None
 
 
-def _copy(source: Tensor, target: str, non_blocking: bool, destination: Tensor | None) -> HostTraffic | None:
+def _copy(source: Tensor, target: str, non_blocking: bool, destination: Tensor) -> HostTraffic | None:
     if (source.device.type == "npu") == (target == "npu"):
         return None
     host = source if target == "npu" else destination
     # A copy to pageable memory waits, whatever is asked. `tensor.to("cpu", non_blocking=True)` makes pinned memory itself.
-    waits = not non_blocking or (host is not None and not host.is_pinned())
+    waits = not non_blocking or not host.is_pinned()
     size = source.numel() * source.element_size()
     return HostTraffic(
         "to device" if target == "npu" else "to host", "copy" if waits else "copy, non_blocking", size, waits

@@ -24,3 +24,17 @@ def runtime() -> ctypes.CDLL:
     if not _loaded:
         raise SimulatorError("the simulated device does not run in this process: import moe_graph.simulator")
     return _loaded[0]
+
+
+def soc_name() -> str:
+    """CANN's name of the simulated product: "Ascend910B1"."""
+    function = runtime().aclrtGetSocName
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def device_count() -> int:
+    """How many devices this process sees."""
+    count = ctypes.c_uint32()
+    runtime().aclrtGetDeviceCount(ctypes.byref(count))
+    return count.value

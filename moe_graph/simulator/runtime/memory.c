@@ -11,8 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define ALIGNMENT 512
+#define PAGE 4096
+#define LARGE (1u << 20) /* from this size on a block is mapped: what is never touched of it costs the machine nothing */
 #define MAX_DEVICES 64
 #define DEFAULT_GIB 64.0
 
@@ -78,11 +81,13 @@ static bool insert(allocation entry)
     return true;
 }
 
-/* Take the allocation that starts at `pointer` out of the table; false if none of that kind does. */
+/* Take the allocation of this kind that starts at `pointer` out of the table; false if none does. Host memory may be registered, too. */
 static bool take(void *pointer, place where, allocation *taken)
 {
     pthread_mutex_lock(&lock);
     size_t at = find(pointer);
+    while (at != table_size && at > 0 && table[at].start == pointer && table[at].where != where)
+        at--;
     bool found = at != table_size && table[at].start == pointer && table[at].where == where;
     if (found) {
         *taken = table[at];
@@ -146,14 +151,39 @@ void sim_unclaim(int32_t device, size_t bytes)
     pthread_mutex_unlock(&lock);
 }
 
+/* Host memory comes in whole pages, as CANN gives it: torch_npu registers it from a page's start on. */
+static size_t alignment_of(place where)
+{
+    return where == ON_DEVICE ? ALIGNMENT : PAGE;
+}
+
+static void *take_memory(size_t size, place where)
+{
+    void *block = NULL;
+    if (size >= LARGE) {
+        block = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return block == MAP_FAILED ? NULL : block;
+    }
+    return posix_memalign(&block, alignment_of(where), size) == 0 ? block : NULL;
+}
+
+static void give_memory_back(void *block, size_t size)
+{
+    if (size >= LARGE)
+        munmap(block, size);
+    else
+        free(block);
+}
+
 static aclError allocate(const char *function, void **pointer, size_t size, place where)
 {
     if (pointer == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: the pointer to fill is null", function);
     *pointer = NULL;
-    if (size == 0 || size > SIZE_MAX - ALIGNMENT)
+    size_t alignment = alignment_of(where);
+    if (size == 0 || size > SIZE_MAX - alignment)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: size must be from 1 on, got %zu", function, size);
-    allocation entry = {NULL, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, where, -1};
+    allocation entry = {NULL, (size + alignment - 1) / alignment * alignment, where, -1};
     if (where == ON_DEVICE) {
         entry.device = sim_current_device();
         if (entry.device < 0)
@@ -162,17 +192,16 @@ static aclError allocate(const char *function, void **pointer, size_t size, plac
         if (error != ACL_SUCCESS)
             return error;
     }
-    void *block = NULL;
-    bool made = posix_memalign(&block, ALIGNMENT, entry.size) == 0;
+    void *block = take_memory(entry.size, where);
     pthread_mutex_lock(&lock);
     entry.start = block;
-    bool kept = made && insert(entry);
+    bool kept = block != NULL && insert(entry);
     pthread_mutex_unlock(&lock);
     if (!kept) {
         if (where == ON_DEVICE)
             sim_unclaim(entry.device, entry.size);
-        if (made)
-            free(block);
+        if (block != NULL)
+            give_memory_back(block, entry.size);
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "%s: this machine has no %zu bytes left behind the simulated device", function, size);
     }
     *pointer = block;
@@ -187,7 +216,7 @@ static aclError release(const char *function, void *pointer, place where)
                         where == ON_DEVICE ? "device" : "host");
     if (where == ON_DEVICE)
         sim_unclaim(taken.device, taken.size);
-    free(taken.start);
+    give_memory_back(taken.start, taken.size);
     return ACL_SUCCESS;
 }
 

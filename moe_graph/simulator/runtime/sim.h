@@ -21,6 +21,7 @@
  *   aclop.c           the older interface to operators, none of which is executed
  *   python.c          Python's lock, which torch_npu does not take back when a launch fails
  *   format_cast.c     the change of a format by aclnn, as Ascend 950 has it
+ *   sleep.c           aclnnSleep, which keeps a stream busy
  *   moe_re_routing.c  the one operator that is executed
  *   profiling.c       CANN's profiler, which sees the host alone
  *   configuration.c   calls that only configure what has no meaning here, and safe string functions
@@ -175,6 +176,7 @@ aclError sim_pending_error(const char *function, int32_t device);
 
 /* ---- python.c ---- */
 
+int64_t sim_only_int(const void *array, int64_t otherwise); /* the one element of an aclIntArray */
 void sim_take_lock_back(void); /* the launch of an operator is about to fail: its caller needs Python's lock again */
 
 /* ---- tensor.c ---- */

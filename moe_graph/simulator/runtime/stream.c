@@ -24,6 +24,7 @@ typedef struct event {
 
 /* Events live in blocks that are never given back, so that a stale or wild handle is told from a live one without reading it. */
 #define BLOCK_EVENTS 1024
+#define EVENT_BETWEEN_PROCESSES 0x40u /* ACL_EVENT_IPC */
 typedef struct event_block {
     event events[BLOCK_EVENTS];
     struct event_block *next;
@@ -141,13 +142,19 @@ static aclError check_event(const char *function, aclrtEvent handle)
 
 /* ---- streams ---- */
 
+SIM_API aclError aclrtSetDevice(int32_t device);
+
 SIM_API aclError aclrtCreateStreamWithConfig(aclrtStream *handle, uint32_t priority, uint32_t flags)
 {
     static int32_t last_id;
     if (handle == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtCreateStream: stream is null");
-    if (sim_current_device() < 0)
-        return sim_fail(ACL_ERROR_CONTEXT_NULL, "aclrtCreateStream: this thread has set no device");
+    /* torch_npu sets no device by itself since CANN 8.3, and makes streams before one is set: the runtime takes the first device. */
+    if (sim_current_device() < 0) {
+        aclError error = aclrtSetDevice(0);
+        if (error != ACL_SUCCESS)
+            return error;
+    }
     stream *made = malloc(sizeof *made);
     if (made == NULL)
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, "aclrtCreateStream: this machine is out of memory");
@@ -299,6 +306,8 @@ static aclError create_event(aclrtEvent *handle, uint32_t flags)
 {
     if (handle == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtCreateEvent: event is null");
+    if (flags & EVENT_BETWEEN_PROCESSES)
+        return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "aclrtCreateEvent: events between processes are not modelled");
     pthread_mutex_lock(&lock);
     if (free_events == NULL)
         add_event_block();
@@ -452,4 +461,18 @@ SIM_API aclError aclrtEventElapsedTime(float *milliseconds, aclrtEvent start, ac
                         from == 0 ? "start" : "end");
     *milliseconds = (float)((double)((int64_t)to - (int64_t)from) / 1e6);
     return ACL_SUCCESS;
+}
+
+/* Microseconds of the host's clock at which the event's last record was reached. */
+SIM_API aclError aclrtEventGetTimestamp(aclrtEvent handle, uint64_t *timestamp)
+{
+    if (timestamp == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtEventGetTimestamp: timestamp is null");
+    event one;
+    aclError error = read_event("aclrtEventGetTimestamp", handle, &one);
+    if (error == ACL_SUCCESS && one.nanoseconds == 0)
+        return sim_fail(ACL_ERROR_EVENT_TIMESTAMP_INVALID, "aclrtEventGetTimestamp: the event was never recorded");
+    if (error == ACL_SUCCESS)
+        *timestamp = one.nanoseconds / 1000;
+    return error;
 }

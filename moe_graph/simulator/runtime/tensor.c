@@ -258,6 +258,15 @@ SIM_API aclError aclGetIntArraySize(const void *array, uint64_t *count)
     return ACL_SUCCESS;
 }
 
+int64_t sim_only_int(const void *array, int64_t otherwise)
+{
+    const block *numbers = array;
+    int64_t number = otherwise;
+    if (numbers != NULL && numbers->count == 1)
+        memcpy(&number, numbers->values, sizeof number);
+    return number;
+}
+
 SIM_API aclError aclDestroyScalar(const void *handle) { return drop(handle); }
 SIM_API aclError aclDestroyIntArray(const void *handle) { return drop(handle); }
 SIM_API aclError aclDestroyFloatArray(const void *handle) { return drop(handle); }
