@@ -28,6 +28,7 @@ def test_a_fresh_process_sees_visible_devices_and_is_not_initialised():
 import ctypes, os
 import torch, torch_npu
 print(torch.npu.is_initialized())
+os.environ["ASCEND_RT_VISIBLE_DEVICES"] = "2,0"  # after the import, before the first use
 stream = ctypes.c_void_p()
 print(torch_npu.npu.npurt().npuStreamCreate(ctypes.addressof(stream)))  # no device is set yet
 library = ctypes.CDLL(None)
@@ -40,7 +41,7 @@ for visible in ("2,0", "1", "7", "0,0,1", ""):
 print(seen)
 print(torch.npu.device_count())
 """
-    assert run(code, "--devices", "3", ASCEND_RT_VISIBLE_DEVICES="2,0").split("\n") == [
+    assert run(code, "--devices", "3").split("\n") == [
         "False",
         "0",
         "[2, 1, 0, 1, 0]",
