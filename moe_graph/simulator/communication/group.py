@@ -22,9 +22,10 @@ from torch._C._distributed_c10d import _DistributedBackendOptions
 from torch.distributed import distributed_c10d as c10d
 
 from moe_graph.simulator.communication import recorded
-from moe_graph.simulator.communication.collectives import Collectives
+from moe_graph.simulator.communication.forms import Forms
 from moe_graph.simulator.communication.launching import NAME, limited
 from moe_graph.simulator.communication.messages import Messages
+from moe_graph.simulator.communication.surface import Surface
 
 _asked = threading.local()  # the backends by device of the group that this thread is creating
 _installed = False
@@ -62,7 +63,7 @@ def _remembering_backends(helper: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _create(options: _DistributedBackendOptions, backend_options: object) -> SimulatedHccl:
-    """What torch calls for a new group. Options of ProcessGroupHCCL configure streams and buffers, of which there are none here.
+    """What torch calls for a new group. Options of ProcessGroupHCCL are checked and kept; there are no streams and buffers to configure.
 
     Raises NotImplementedError before torch 2.6, where a process group cannot be written in Python with the backends this one has.
     """
@@ -70,21 +71,32 @@ def _create(options: _DistributedBackendOptions, backend_options: object) -> Sim
         raise NotImplementedError(
             f"hccl on the simulated device needs torch 2.6 or newer, this is torch {torch.__version__}"
         )
-    return SimulatedHccl(options, getattr(_asked, "backends", {"npu": NAME}))
+    return SimulatedHccl(options, getattr(_asked, "backends", {"npu": NAME}), backend_options)
 
 
-class SimulatedHccl(Collectives, Messages):
+class _SaysHccl:
+    """torch's group and torch_npu's backend in one: isinstance says both."""
+
+    @property
+    def __class__(self) -> type:
+        from torch_npu._C._distributed_c10d import ProcessGroupHCCL
+
+        return ProcessGroupHCCL
+
+
+class SimulatedHccl(Forms, Messages, Surface, _SaysHccl):
     """A process group over gloo for NPU tensors, and for CPU tensors if the program asked for "cpu:gloo,npu:hccl".
 
     Methods have the names and arguments of torch.distributed.ProcessGroup. They return at once; errors of the communication, a lost
     rank or ranks that do not call the same, are raised by the wait of the returned work as torch.distributed.DistBackendError.
     """
 
-    supports_splitting = False
+    supports_splitting = False  # nor has ProcessGroupHCCL it
+    supports_shrinking = supports_tensor_alloc = supports_time_estimate = False
     supports_coalescing = True
 
-    def __init__(self, options: _DistributedBackendOptions, backends: dict[str, Any]) -> None:
-        super().__init__(options, backends)
+    def __init__(self, options: _DistributedBackendOptions, backends: dict[str, Any], asked: Any = None) -> None:
+        super().__init__(options, backends, asked)
         # torch's C++ asks a group for the backends of its devices, to name it and to count; it communicates by the methods below.
         for device, kind in (
             ("npu", dist.ProcessGroup.BackendType.CUSTOM),
@@ -122,10 +134,6 @@ class SimulatedHccl(Collectives, Messages):
 
     def size(self) -> int:
         return self._size
-
-    def get_hccl_comm_name(self, rank: int, init_comm: bool = True) -> str:
-        """The communicator's name, as operators that communicate take it. None of them is simulated."""
-        return f"simulated_{self._id}_{rank}"
 
     def _set_sequence_number_for_group(self) -> None:
         for gloo in self._gloo.values():

@@ -120,18 +120,33 @@ class Launcher(dist.ProcessGroup):
         self._pending: list[SimulatedWork] = []
         self._coalesced: list[SimulatedWork] | None = None
         self._lock = threading.Lock()
-        self._gloo = {"npu": self._connect(options, "npu")}
-        if str(backends.get("cpu")) == "gloo":
-            self._gloo["cpu"] = self._connect(options, "cpu")
-        self._meshes = {device: Mesh(gloo, f"{self._id} {device}") for device, gloo in self._gloo.items()}
+        self._extra_time = timedelta(0)
+        self._renewals = 0
+        self._is_stale = False
+        self._devices = ["npu", "cpu"] if str(backends.get("cpu")) == "gloo" else ["npu"]
+        self._connect_all()
         black_box.at_end(self._end_at_exit)
 
-    def _connect(self, options: _DistributedBackendOptions, device: str) -> ProcessGroupGloo:
-        store = dist.PrefixStore(f"simulated_{NAME}_{device}/", options.store)
+    def _connect_all(self) -> None:
+        self._gloo = {device: self._connect(device) for device in self._devices}
+        self._meshes = {device: Mesh(gloo, f"{self._id} {device}") for device, gloo in self._gloo.items()}
+
+    def _renew(self) -> None:
+        """Close the connections; the next communication makes new ones."""
+        if not self._is_stale:
+            for mesh in self._meshes.values():
+                mesh.end(mesh.gloo.abort)
+            self._pending.clear()
+            self._renewals += 1
+            self._is_stale = True
+
+    def _connect(self, device: str) -> ProcessGroupGloo:
+        again = f"{self._renewals}/" if self._renewals else ""
+        store = dist.PrefixStore(f"simulated_{NAME}_{device}/{again}", self._store)
         told = SimulatedWork(Call("the creation of a group", "", f"ranks {self._ranks}", place.here()), [])
         with self._box.during(told):
             try:
-                gloo = ProcessGroupGloo(store, options.group_rank, options.group_size, timeout=self._limit)
+                gloo = ProcessGroupGloo(store, self._rank, self._size, timeout=self._limit)
             except RuntimeError as error:
                 raise self._explained(told, error) from error
         gloo._set_sequence_number_for_group()
@@ -151,6 +166,9 @@ class Launcher(dist.ProcessGroup):
         if len(kinds) > 1:
             raise ValueError(f"{operation}: tensors must be on one device, got {sorted(map(str, kinds))}")
         kind = kinds.pop() if kinds else "npu"
+        if self._is_stale:
+            self._is_stale = False
+            self._connect_all()
         if kind not in self._meshes:
             raise RuntimeError(f"No backend type associated with device type {kind}")
         for tensor in tensors:
@@ -180,6 +198,9 @@ class Launcher(dist.ProcessGroup):
         def start() -> None:
             timeout = getattr(opts, "timeout", None)
             timeout = min(timeout, self._limit) if timeout is not None and timeout > timedelta(0) else None
+            if self._extra_time:
+                timeout = (timeout or self._limit) + self._extra_time
+                self._extra_time = timedelta(0)
             awaited = not getattr(opts, "asyncOp", True) and self._coalesced is None
             with self._lock:
                 mesh.count += 1

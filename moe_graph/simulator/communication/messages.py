@@ -78,11 +78,12 @@ class _OwnArrival:
 class Messages(Launcher):
     """Point to point, and meeting."""
 
-    def __init__(self, options: Any, backends: dict[str, Any]) -> None:
-        super().__init__(options, backends)
+    def __init__(self, options: Any, backends: dict[str, Any], *others: Any) -> None:
+        super().__init__(options, backends, *others)
         self.own: defaultdict[int, deque[tuple[Call, Tensor]]] = defaultdict(deque)
         self.own_sent = threading.Condition()
         self._message_count = 0
+        self._talked_to: set[int] = set()
 
     @property
     def limit(self) -> timedelta:
@@ -93,6 +94,7 @@ class Messages(Launcher):
         tensors = as_list(tensors)
         mesh, (host,) = self._host("send", tensors)
         work = self._message(f"send to {dstRank}", tensors, tag)
+        self._talked_to.add(dstRank)
         if dstRank == self._rank:
 
             def start() -> None:
@@ -134,6 +136,7 @@ class Messages(Launcher):
 
             def take() -> Any:
                 work.came_from = arrival.source
+                self._talked_to.add(arrival.source)
                 return mesh.gloo.recv([as_bytes(host)], arrival.source, 2 * tag)
 
             work.start_after(arrival, [take], order, False)

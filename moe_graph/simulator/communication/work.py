@@ -48,6 +48,7 @@ class SimulatedWork(dist.Work):
         self.launched = time.time()
         self.is_message = False
         self.came_from: int | None = None
+        self.companions: list[SimulatedWork] = []
         self._explain = explain
         self._results = list(results)
         self._finish = list(finish)
@@ -116,6 +117,9 @@ class SimulatedWork(dist.Work):
                 self._ended = True
         if self._error is not None:
             raise self._error
+        companions, self.companions = self.companions, []
+        for other in companions:
+            other.wait(timeout)
         return True
 
     def synchronize(self) -> None:
