@@ -376,6 +376,115 @@ def case_barrier_and_names():
     assert isinstance(backend.get_hccl_comm_name(RANK), str)
 
 
+def case_the_forms_of_torch():
+    """Every form that torch's ProcessGroup takes: by position, by name, with options or without."""
+    group, long = dist.group.WORLD, timedelta(seconds=100)
+    largest = values(SIZE - 1)
+    for call in (
+        lambda x: group.allreduce([x], op=dist.ReduceOp.MAX),
+        lambda x: group.allreduce(x, dist.ReduceOp.MAX),
+        lambda x: group.allreduce(tensor=x, op=dist.ReduceOp.MAX, timeout=long),
+        lambda x: group.broadcast(x, SIZE - 1),
+        lambda x: group.broadcast(tensor=x, root=SIZE - 1, timeout=long),
+        lambda x: group.broadcast([x], opts=rooted(dist.BroadcastOptions, SIZE - 1)),
+    ):
+        tensor = mine()
+        call(tensor).wait()
+        same(tensor, largest)
+    for call in (
+        lambda x: group.reduce(x, 0),
+        lambda x: group.reduce(tensor=x, root=0, op=dist.ReduceOp.SUM),
+        lambda x: group.reduce([x], rooted(dist.ReduceOptions, 0)),
+    ):
+        tensor = mine()
+        call(tensor).wait()
+        same(tensor, sum(values(rank) for rank in RANKS) if RANK == 0 else values(RANK))
+    for call in (
+        lambda parts, x: group.allgather(parts, x),
+        lambda parts, x: group.allgather([parts], [x], timeout=long),
+        lambda parts, x: group.allgather(output_tensors=parts, input_tensor=x),
+        lambda parts, x: group.gather(parts if RANK == 0 else [], x, 0),
+        lambda parts, x: group.gather(output_tensors=[parts] if RANK == 0 else [], input_tensors=[x], timeout=long),
+    ):
+        parts = [torch.zeros(2, 3).npu() for _ in RANKS]
+        call(parts, mine()).wait()
+        if RANK == 0:
+            for rank in RANKS:
+                same(parts[rank], values(rank))
+    for call in (
+        lambda x, parts: group.scatter(x, parts if RANK == 1 else [], 1),
+        lambda x, parts: group.scatter(output_tensor=x, input_tensors=parts if RANK == 1 else [], root=1),
+        lambda x, parts: group.scatter([x], [parts] if RANK == 1 else [], rooted(dist.ScatterOptions, 1)),
+        lambda x, parts: group.reduce_scatter(x, parts, dist.ReduceOp.MAX),
+        lambda x, parts: group.reduce_scatter(output=x, input=parts, op=dist.ReduceOp.MAX, timeout=long),
+    ):
+        tensor = torch.zeros(2, 3).npu()
+        call(tensor, [values(rank).npu() for rank in RANKS]).wait()
+        same(tensor, values(RANK))
+    for call in (group.barrier, lambda: group.barrier(timeout=long), lambda: group.barrier(long)):
+        call().wait()
+    refuses(lambda: group.allreduce(), TypeError, "tensors must be given once")
+
+
+def rooted(kind, root):
+    options = kind()
+    options.rootRank = root
+    return options
+
+
+def case_the_surface_of_hccl():
+    from torch_npu._C._distributed_c10d import ProcessGroupHCCL
+
+    asked = ProcessGroupHCCL.Options()
+    asked.hccl_config = {"hccl_buffer_size": 300}
+    group = dist.new_group(pg_options=asked)
+    backend, device = group._get_backend(torch.device("npu")), torch.device("npu", RANK)
+    assert isinstance(backend, ProcessGroupHCCL) and isinstance(group, dist.ProcessGroup)
+    assert [name for name in dir(ProcessGroupHCCL) if not hasattr(type(backend), name)] == [
+        "Options",
+        "setUsePgForSymmMemRendezvous",
+    ]
+    asked.hccl_config = {"hccl_buffer_size": 200}
+    assert backend.options.hccl_config == {"hccl_buffer_size": 300}
+    before, after = RANKS[RANK - 1], RANKS[(RANK + 1) % SIZE]
+    assert backend.get_coll_stream_id(device) == backend.get_p2p_stream_id(device, after, 0) == -1
+    backend._group_start()
+    sums = [mine(), mine()]
+    works = [dist.all_reduce(x, group=group, async_op=True) for x in sums]
+    backend._group_end()
+    works[0].wait()
+    assert all(work.is_completed() for work in works)
+    for x in sums:
+        same(x, sum(values(rank) for rank in RANKS))
+    received = torch.zeros(2, 3).npu()
+    works = [dist.isend(mine(), after, group=group), dist.irecv(received, before, group=group)]
+    for work in works:
+        work.wait()
+    same(received, values(before))
+    ids = {backend.get_coll_stream_id(device), backend.get_p2p_stream_id(device, after, 0)}
+    assert len(ids) == 2 and -1 not in ids
+    assert backend._get_stream_id(False) == backend.get_coll_stream_id(device)
+    backend._set_hccl_comm_name("mine")
+    assert backend.get_hccl_comm_name(RANK) == "mine"
+    for name in ("", "x" * 128, "another"):
+        refuses(lambda name=name: backend._set_hccl_comm_name(name), RuntimeError, "Invalid hcclCommName")
+    backend._add_ephemeral_timeout(timedelta(seconds=5))
+    for renew in (lambda: torch_npu.distributed.reinit_process_group(group), lambda: backend.resume_hccl_comm(RANK)):
+        renew()
+        total = mine()
+        dist.all_reduce(total, group=group)
+        same(total, sum(values(rank) for rank in RANKS))
+    backend.set_watchdog_status(2)
+    backend.clear_workmeta_list()
+    refuses(lambda: backend.get_hccl_comm(0), NotImplementedError, "no HcclComm")
+    refuses(lambda: backend.shrink([0]), RuntimeError, "does not support shrink")
+    refuses(lambda: backend.mem_allocator, RuntimeError, "does not support mem_allocator")
+    wrong = ProcessGroupHCCL.Options()
+    wrong.hccl_config = {"group_name": 123}
+    group = dist.new_group(pg_options=wrong)
+    refuses(lambda: dist.all_reduce(mine(), group=group), RuntimeError, "Value type of group_name should be string")
+
+
 def case_captured():
     """Recorded in a graph, between operators, and communicated anew by each replay with what is there then."""
     x, received = mine(), torch.empty(2, 3, device="npu")
