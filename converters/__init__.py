@@ -48,10 +48,13 @@ _CONVERTERS = (
 )
 
 # Modules whose import ends with torchair's converters in place: torchair itself, under the name it has inside torch_npu and as a
-# top-level package, and those that hold torchair's converters of these operators, which are imported late.
+# top-level package, and those that hold torchair's converters of these operators, which are imported late; and npugraph_ex, which has
+# none, but an interpreter of its own.
 TORCHAIR_MODULES = (
     "torchair",
     "torch_npu.dynamo.torchair",
+    "npugraph_ex",
+    "torch_npu.dynamo.npugraph_ex",
     *sorted({f"{_TORCHAIR_CONVERTERS}.{converter.torchair_module}" for converter in _CONVERTERS}),
 )
 # Overload -> what was there before ours, and ours as torchair has wrapped it.
@@ -75,6 +78,7 @@ def is_ours(converter: object) -> bool:
 
 def install_if_loaded() -> None:
     """Put our converters in force if torchair is loaded. Idempotent."""
+    known.install_if_loaded()
     if not torchair_is_loaded():
         return
     from torchair._ge_concrete_graph.fx2ge_converter import register_fx_node_ge_converter
@@ -85,7 +89,6 @@ def install_if_loaded() -> None:
         if not is_ours(before):
             register_fx_node_ge_converter(operator)(converter.convert())
             _installed[converter.overload] = before, getattr(operator, _ATTRIBUTE)
-    known.install_if_loaded()
 
 
 def uninstall() -> None:

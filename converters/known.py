@@ -43,6 +43,7 @@ class Known:
     operators  overloads, "aten.std.correction"      applies    does a call with these arguments (FX nodes for tensors) have it?
     what       what comes out instead                remedy     how to write it so that it is right
     document   of the kernel that is lowered to      evidence   the node, and what it computes by the document
+    captured   the modes that capture have it, too: a pass of torchair over the FX graph is the cause
     """
 
     operators: tuple[str, ...]
@@ -51,6 +52,7 @@ class Known:
     remedy: str
     document: str
     evidence: str
+    captured: bool = False
 
 
 KNOWN = (
@@ -186,9 +188,10 @@ KNOWN = (
         ("aten.copy_.default",),
         calls.reads_what_is_overwritten,
         "an input is read after the graph has written into it: torchair's pass has removed the copy that was made of it before",
-        "config.experimental_config.remove_noop_ops = False",
+        "config.experimental_config.remove_noop_ops = False; of npugraph_ex options={'remove_noop_ops': False}",
         "ops-math, conversion/assign",
         "NetOutput(b, a), to be written into a and b, or Assign(a, b) and Assign(b, a): in the order in which they stand b keeps its value",
+        captured=True,
     ),
     Known(
         ("aten.copy_.default",),
@@ -238,16 +241,16 @@ def forget() -> None:
         _told.clear()
 
 
-def tell(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Any]) -> None:
+def tell(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Any], captured: bool = False) -> None:
     """Tell, if `node`, which torchair is about to lower to GE, is in the list: once for an entry, operator and line of the program.
 
-    `lowered` is what torchair has made of the nodes before. How it tells is `settings.torchair_numbers`: a TorchairWarning, a
-    TorchairError, or nothing.
+    `lowered` is what torchair has made of the nodes before; `captured`: it captures the operators as they are. How it tells is
+    `settings.torchair_numbers`: a TorchairWarning, a TorchairError, or nothing.
     """
     how = settings.torchair_numbers_are()
     entries = _BY_OPERATOR.get(str(node.target)) if how != "silent" else None
     for entry in entries or ():
-        if not entry.applies({**_arguments(node), "lowered": lowered}):
+        if captured and not entry.captured or not entry.applies({**_arguments(node), "lowered": lowered}):
             continue
         line = decisions.line_of(node.stack_trace)
         message = (
@@ -279,30 +282,32 @@ def _arguments(node: torch.fx.Node) -> Arguments:
 
 
 def install_if_loaded() -> None:
-    """Look at each node that torchair lowers to GE, if torchair is loaded. Idempotent."""
-    lowering = _lowering()
-    if lowering is None or hasattr(lowering.run_node, "_original"):
-        return
-    original = lowering.run_node
+    """Look at each node that torchair or npugraph_ex lowers, as far as they are loaded. Idempotent."""
+    for interpreter in _interpreters():
+        if not hasattr(interpreter.run_node, "_original"):
+            interpreter.run_node = _telling(interpreter.run_node)
 
+
+def _telling(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run_node(self: Any, node: torch.fx.Node) -> Any:
-        if type(self._graph).__name__ == "GeConcreteGraph":  # other modes run the operators as they are
-            tell(node, self.env)
+        tell(node, self.env, captured=type(self._graph).__name__ != "GeConcreteGraph")
         with decisions.lowering(node):
             return original(self, node)
 
     run_node._original = original  # type: ignore[attr-defined]
-    lowering.run_node = run_node
+    return run_node
 
 
 def uninstall() -> None:
     """Undo `install_if_loaded`."""
-    lowering = _lowering()
-    if lowering is not None and hasattr(lowering.run_node, "_original"):
-        lowering.run_node = lowering.run_node._original
+    for interpreter in _interpreters():
+        if hasattr(interpreter.run_node, "_original"):
+            interpreter.run_node = interpreter.run_node._original
 
 
-def _lowering() -> Any:
-    """torchair's interpreter of FX graphs, if it is there already."""
-    return getattr(sys.modules.get("torchair.npu_fx_compiler"), "_NpuGraphConverter", None)
+def _interpreters() -> list[Any]:
+    """The interpreters of FX graphs, torchair's and npugraph_ex's, that are there already."""
+    modules = (sys.modules.get(f"{name}.npu_fx_compiler") for name in ("torchair", "npugraph_ex"))
+    found = (getattr(module, "_NpuGraphConverter", None) for module in modules)
+    return [interpreter for interpreter in found if interpreter is not None]

@@ -303,6 +303,27 @@ def test_a_view_of_a_written_input_is_told_where_it_is_wrong(function):
                 assert torch.equal(g.cpu(), w)
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "npugraph_ex"])
+@pytest.mark.parametrize("remedy", [False, True])
+def test_a_swap_that_is_captured_is_told(mode, remedy):
+    torch._dynamo.reset()
+    known.forget()
+    a, b = torch.zeros(3).npu(), torch.ones(3).npu()
+    if mode == "npugraph_ex":
+        run = torch.compile(swap, backend=mode, fullgraph=True, options={"remove_noop_ops": False} if remedy else {})
+    else:
+        config = torchair.CompilerConfig()
+        config.mode = mode
+        config.experimental_config.remove_noop_ops = not remedy
+        run = torch.compile(swap, backend=torchair.get_npu_backend(compiler_config=config), fullgraph=True)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run(a, b)
+    told = [str(w.message) for w in seen if issubclass(w.category, known.TorchairWarning)]
+    assert a.tolist() == [1, 1, 1] and b.tolist() == ([0, 0, 0] if remedy else [1, 1, 1])
+    assert not told if remedy else len(told) == 1 and "aten.copy_.default" in told[0]
+
+
 def test_multinomial_draws_without_replacement(lowered):
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0])
     for _ in range(3):
