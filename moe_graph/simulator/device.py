@@ -21,6 +21,7 @@ SOC_VARIABLE = "MOE_GRAPH_SIM_SOC"
 DEVICES_VARIABLE = "MOE_GRAPH_SIM_DEVICES"
 REPORT_VARIABLE = "MOE_GRAPH_SIM_REPORT"
 DUMP_VARIABLE = "MOE_GRAPH_SIM_DUMP"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 _NO_CANN = (
     "Warning: ASCEND_HOME_PATH environment variable is not set.",
@@ -59,6 +60,7 @@ def start() -> bool:
 
         torchair_core.install()
         _import_torch_npu(wheel)
+        _share_cores()
         from moe_graph.simulator.communication import group as communication
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
@@ -117,6 +119,16 @@ def _check_environment() -> None:
     count = os.environ.get(DEVICES_VARIABLE) or "1"
     if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_DEVICES):
         raise SimulatorError(f"{DEVICES_VARIABLE} must be a number from 1 to {MAX_DEVICES}, got {count!r}")
+
+
+def _share_cores() -> None:
+    """With several devices a process takes its part of the cores, unless the environment says how many threads: processes of several
+    threads each, more than there are cores, wait for one another in every operator. torchrun says so, too."""
+    devices = int(os.environ.get(DEVICES_VARIABLE) or "1")
+    if devices > 1 and not any(os.environ.get(name) for name in THREAD_VARIABLES):
+        import torch
+
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // devices)))
 
 
 def _import_torch_npu(wheel) -> None:

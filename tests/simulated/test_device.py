@@ -9,6 +9,7 @@ import torch_npu  # noqa: F401
 
 from moe_graph import simulator
 from moe_graph.foundation import compat
+from moe_graph.simulator import device
 from versions import need_torch
 
 
@@ -152,3 +153,21 @@ def test_storage_roundtrip(tmp_path):
     torch.save(x, tmp_path / "x.pt")
     assert torch.equal(torch.load(tmp_path / "x.pt", map_location="cpu"), x.cpu())
     assert torch.load(tmp_path / "x.pt", map_location="npu:0").is_npu
+
+
+@pytest.mark.parametrize(
+    "devices, said, threads", [("1", {}, 6), ("2", {}, 3), ("8", {}, 1), ("8", {"OMP_NUM_THREADS": "6"}, 6)]
+)
+def test_processes_of_several_devices_share_the_cores(monkeypatch, devices, said, threads):
+    before = torch.get_num_threads()
+    for name in device.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {device.DEVICES_VARIABLE: devices, **said}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: set(range(6)))
+    torch.set_num_threads(6)
+    try:
+        device._share_cores()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
