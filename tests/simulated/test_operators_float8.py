@@ -236,6 +236,44 @@ def test_rms_norm_to_float8(number):
     )
 
 
+@pytest.mark.parametrize("number", [290, 291, 292])
+@pytest.mark.parametrize("mode", ["pertoken", "perchannel", "pertensor"])
+def test_dynamic_quant(number, mode):
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(6)).bfloat16()
+    x[0, 0] = 0
+    top = 15.0 if number == 290 and mode == "pertensor" else 0.0
+    dims = {"pertoken": (2,), "perchannel": (1,), "pertensor": (0, 1, 2)}[mode]
+    scale = x.float().abs().amax(dims, keepdim=True) / (top or LARGEST[number])
+    y = rounded(x.float() / scale.masked_fill(scale == 0, 1), number)
+    asked = {291: torch.float8_e5m2, 292: torch.float8_e4m3fn}.get(number, number)
+
+    def quantized(x):
+        return torch_npu.npu_dynamic_quant(x, dst_type=asked, quant_mode=mode, dst_type_max=top)
+
+    wanted = scale.reshape(1) if mode == "pertensor" else scale.squeeze(dims[0])
+    graph = {290: "static", 292: "dynamic"}.get(number)
+    modes = ("eager", graph) if mode == "pertoken" and graph else ("eager",)
+    run(quantized, [x], [y, wanted], modes)
+
+
+@pytest.mark.parametrize("number", [290, 291])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_gelu_quant(number, mode):
+    generator = torch.Generator().manual_seed(7)
+    x, factors, shift = (torch.randn(size, generator=generator) for size in ((3, 8), (8,), (8,)))
+    values = x.double() * (1 + torch.erf(x.double() / math.sqrt(2))) / 2 * factors.double()
+    values = (values + shift if mode == "static" else values).float()
+    scale = values.abs().amax(1) / LARGEST[number]
+    y = rounded(values if mode == "static" else values / scale.unsqueeze(1), number)
+
+    def quantized(x, factors, shift):
+        offset = shift if mode == "static" else None
+        found = torch_npu.npu_gelu_quant(x, input_scale=factors, input_offset=offset, quant_mode=mode, dst_type=number)
+        return found if mode == "dynamic" else found[:1]
+
+    run(quantized, [x, factors, shift], [y, scale][: 1 + (mode == "dynamic")], ("eager",), rtol=1e-6)
+
+
 CALLS = {
     "product": (
         "A2",

@@ -5,6 +5,7 @@ On Ascend 950 also float8_e5m2, float8_e4m3fn and hifloat8 (as uint8). Everywher
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moe_graph.operators import dtypes
@@ -14,6 +15,8 @@ from moe_graph.operators.quantization.int8 import INT8_MAX, to_int8
 
 INT8_NUMBER, INT4_NUMBERS = 1, (16, 285)
 _FLOAT8_NUMBERS = {23: mx.E5M2, 24: mx.E4M3, 291: mx.E5M2, 292: mx.E4M3}
+FLOAT8_NUMBERS = (*_FLOAT8_NUMBERS, hifloat8.NUMBER)
+"""Of the types of eight bits that Ascend 950 adds."""
 _BY_MAXIMUM = {form.maximum: form for form in mx.FLOAT8}
 
 
@@ -26,7 +29,7 @@ def largest(name: str, number: int | None, float8: bool = False) -> float:
         return INT8_MAX
     if number in INT4_NUMBERS:
         return int4.INT4_MAX
-    if float8 and (number in _FLOAT8_NUMBERS or number == hifloat8.NUMBER):
+    if float8 and number in FLOAT8_NUMBERS:
         mx.only_on_950(f"{name} of {dtypes.name(number)}")
         return hifloat8.MAXIMUM if number == hifloat8.NUMBER else _FLOAT8_NUMBERS[number].maximum
     others = ", float8_e5m2 (23, 291), float8_e4m3fn (24, 292), hifloat8 (290)" if float8 else ""
@@ -42,6 +45,11 @@ def largest_of_ge(name: str, dst_type: GeType) -> float:
         raise NotImplementedError(f"{name} must be DT_INT8, {', '.join(found)}, got {dst_type.name}")
     mx.only_on_950(f"{name} of {dst_type.name}")
     return found[dst_type.name]
+
+
+def dtype_of(maximum: float) -> torch.dtype:
+    """The torch dtype of what `rounded` returns."""
+    return rounded(torch.zeros(8), maximum).dtype
 
 
 def rounded(values: Tensor, maximum: float) -> Tensor:

@@ -1,13 +1,14 @@
-"""`npu_dynamic_quant(input, ...)`: int8 tokens and the scales that were computed from them.
+"""`npu_dynamic_quant(input, ...)`: int8, int4 or float8 tokens and the scales that were computed from them.
 
     input [..., H] -> y [..., H] int8, or int4 packed in int32 [..., H / 8] (dst_type torch.quint4x2, torch_npu.int4); scale float32
+                    on Ascend 950 float8_e5m2, float8_e4m3fn, hifloat8 (as uint8), whose largest value dst_type_max may replace
     quant_mode      pertoken (scale [...]: of each token), pertensor ([1]), perchannel ([..., H]: the last size but one is gone)
     smooth_scales   [H] (perchannel: [input.shape[-2]]), multiplied in before; with group_index [G] it is [G, H], a row for each group
     group_index     int32 running sum of the groups' tokens, ends with the number of tokens
 
 Sources: the operator's page in the torch_npu documentation; the documents of aclnnDynamicQuant and aclnnDynamicQuantV4 (modes);
-torch_npu's fake implementation. scale is the largest magnitude / 127, of int4 / 7. The device's kernels have pertensor and perchannel on
-Ascend 950 alone. Not served: the output types float8 and hifloat8, and with them dst_type_max.
+torch_npu's fake implementation. scale is the largest magnitude / the type's largest value: 127, 7, ... The device's kernels have pertensor
+and perchannel on Ascend 950 alone. Halves go to even, those of hifloat8 away from zero. Not served: in graphs float8 but per token.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from moe_graph.operators import dtypes
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, GeType
-from moe_graph.operators.quantization import destination, int4
-from moe_graph.operators.quantization.int8 import check_values, dynamic_int8, group_of_rows, only_int8
+from moe_graph.operators.quantization import destination, hifloat8, int4
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, dynamic_int8, group_of_rows
 
 _check = Checks("npu_dynamic_quant")
 DTYPES = (torch.float16, torch.bfloat16)
@@ -38,13 +39,16 @@ def check_arguments(
 ) -> None:
     check.dtype("input", x, DTYPES)
     check.rank("input", x, range(2, 9), "[..., H] of 2 to 8 dimensions")
-    if dst_type is not None and dst_type not in destination.INT4_NUMBERS and dtypes.from_number(dst_type) != torch.int8:
-        check.refuse("dst_type", "torch.int8 or int4 (no other type has a fallback)", dtypes.name(dst_type))
+    is_int8 = dst_type is None or dtypes.from_number(dst_type) == torch.int8
+    if not is_int8 and dst_type not in (*destination.INT4_NUMBERS, *destination.FLOAT8_NUMBERS):
+        check.refuse("dst_type", "torch.int8, int4 or a type of float8", dtypes.name(dst_type))  # type: ignore[arg-type]
+    if dst_type in destination.FLOAT8_NUMBERS:
+        destination.largest("npu_dynamic_quant: dst_type", dst_type, float8=True)
     if dst_type in destination.INT4_NUMBERS:
         check.size(x.shape[-1] % 8 == 0, "input", "of a last size that 8 divides, for int4", x)
     check.value("quant_mode", quant_mode, (PER_TOKEN, PER_TENSOR, PER_CHANNEL))
-    if dst_type_max != 0.0:
-        check.refuse("dst_type_max", "0.0 (it is for hifloat8, which has no fallback)", dst_type_max)
+    if dst_type_max != 0.0 and not (dst_type == hifloat8.NUMBER and 0 < dst_type_max <= hifloat8.MAXIMUM):
+        check.refuse("dst_type_max", "0.0, or up to 32768 with hifloat8", dst_type_max)
     if group_index is not None:
         if smooth_scales is None or quant_mode != PER_TOKEN:
             check.refuse(
@@ -81,6 +85,9 @@ def fake(
     scale = x.new_empty(shape, dtype=torch.float32)
     if dst_type in destination.INT4_NUMBERS:
         return x.new_empty((*x.shape[:-1], x.shape[-1] // 8), dtype=torch.int32), scale
+    if dst_type in destination.FLOAT8_NUMBERS:
+        y = destination.dtype_of(destination.largest("dst_type", dst_type, float8=True))
+        return x.new_empty(x.shape, dtype=y), scale
     return x.new_empty(x.shape, dtype=torch.int8), scale
 
 
@@ -99,6 +106,12 @@ def dynamic_quant(
     if dst_type in destination.INT4_NUMBERS:
         whole, scale = _int4(values, quant_mode)
         return int4.packed(whole), scale
+    if dst_type in destination.FLOAT8_NUMBERS:
+        maximum = destination.largest("npu_dynamic_quant: dst_type", dst_type, float8=True)
+        dims = _DIMS[quant_mode] or tuple(range(values.dim()))
+        scale = values.abs().amax(dims, keepdim=True) / (dst_type_max or maximum)
+        y = destination.rounded(values / scale.masked_fill(scale == 0, 1), maximum)
+        return y, _without_ones(scale, quant_mode)
     y, scale = dynamic_int8(values, _DIMS[quant_mode] or range(values.dim()))
     return y, _without_ones(scale, quant_mode)
 
@@ -147,12 +160,13 @@ def _ge_dynamic_quant(
     *,
     dst_type: GeType = 2,  # type: ignore[assignment]
 ) -> tuple[Tensor, Tensor]:
-    """GE DynamicQuant: int8 or int4, and a scale for each token."""
+    """GE DynamicQuant: int8, int4 or float8, and a scale for each token."""
     if dst_type.name == "DT_INT4":
         whole, scale = _int4(_smoothed(x, smooth_scales, group_index, PER_TOKEN), PER_TOKEN)
         return int4.carried(whole), scale
-    only_int8(dst_type)
-    return dynamic_quant(x, smooth_scales=smooth_scales, group_index=group_index)
+    maximum = destination.largest_of_ge("DynamicQuant: dst_type", dst_type)
+    number = None if maximum == INT8_MAX else 256 + dst_type.ge  # torch_npu's numbers are GE's, moved
+    return dynamic_quant(x, smooth_scales=smooth_scales, group_index=group_index, dst_type=number)
 
 
 OPERATOR = declare(
