@@ -244,7 +244,9 @@ def test_ffn(activation, form):
         e = int(row >= 2) if experts > 1 else 0
         m1, m2 = w1[e].double(), w2[e].double()
         if form == "antiquant":
-            m1, m2 = (m1 + o1[e].double()) * s1[e].double(), (m2 + o2[e].double()) * s2[e].double()
+            m1, m2 = (
+                ((w[e].half() + o[e]) * s[e]).double() for w, o, s in ((w1, o1, s1), (w2, o2, s2))
+            )  # steps in half
         expected[row] = activated(activation, x[row].double() @ m1 + b1[e].double()) @ m2 + b2[e].double()
 
     def network(x, w1, w2, b1, b2, s1, s2, o1, o2):

@@ -10,7 +10,8 @@ over the blocks of keys that native sparse attention chose, and its gradient.
 npu_nsa_select_attention_grad takes dy and those results and gives the gradients of query, key and value. Of a query that sees no key the
 output is 0, the largest score the smallest float32 and the sum the largest. Float32, rounded once. torchair lowers neither.
 
-Sources: the document of aclnnNsaSelectedAttention in ops-transformer; op-plugin's op_plugin_functions.yaml (sparse mode 2) and test.
+Sources: the document of aclnnNsaSelectedAttention in ops-transformer; op-plugin's op_plugin_functions.yaml (sparse mode 2) and test. The
+document says that without a mask the mode has no effect; the golden of the gradient's test hides keys all the same, and is not followed.
 """
 
 from __future__ import annotations

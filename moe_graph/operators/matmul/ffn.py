@@ -13,8 +13,9 @@
     y [..., N2] like x; of int8 x float16 (output_dtype None) or bfloat16
 
 Sources: the operator's page in the torch_npu documentation; ops-transformer's kernel (ffn) for gelu, which is that of tanh, and for the
-halves. Products of int8 are exact, the rest float32, rounded once (int8: once more between): a device rounds what is between the products,
-and weights that were quantised, to half precision. inner_precise changes nothing. Not served: weights of int4.
+halves; op-plugin's golden for the weights that were quantised, which become float16 before each step with float16 x: their offset is lost
+where the weight is large. Products of int8 are exact, the rest float32, rounded once (int8: once more between): a device rounds what is
+between the products to half precision. inner_precise changes nothing. Not served: weights of int4.
 """
 
 from __future__ import annotations
@@ -72,11 +73,13 @@ class Layer(NamedTuple):
             if self.deq_scale is None:
                 _check.refuse("deq_scale1 and deq_scale2", "given with int8 x", None)
             return sums.float() * unpacked(self.deq_scale)[0]
-        weight = self.weight.float()
+        weight = self.weight
         if self.antiquant_scale is not None:
-            weight = weight if self.antiquant_offset is None else weight + self.antiquant_offset.float()
-            weight = weight * self.antiquant_scale.float()
-        y = x.float() @ weight
+            wide = torch.float16 if self.antiquant_scale.dtype == torch.float16 else torch.float32  # x's dtype
+            weight = weight.to(wide)
+            weight = weight if self.antiquant_offset is None else weight + self.antiquant_offset.to(wide)
+            weight = weight * self.antiquant_scale.to(wide)
+        y = x.float() @ weight.float()
         return y if self.bias is None else y + self.bias.float()
 
 
