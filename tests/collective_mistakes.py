@@ -152,6 +152,7 @@ def cases(steps: list[Step], limit: float, mode: str) -> list[Case]:
             f"time.sleep({limit / 3}); {line}" if index % 9 == 4 + rank else line
             for index, line in enumerate(right[rank])
         ]
+        slow = [*right[rank], "# slow"] if mode == "graph" else slow
         made.append(Case(f"correct: rank {rank} is slow", [slow if r == rank else right[r] for r in range(RANKS)]))
     if mode != "graph":
         branches = [
@@ -207,6 +208,7 @@ def program(lines: list[str], mode: str, limit: float) -> str:
         "# died": "raise ValueError('between two calls')",
         "# killed": "os.kill(os.getpid(), 9)",
         "# slept": f"time.sleep({limit * 3})",
+        "# slow": f"time.sleep({limit / 3})",
     }.get(lines[-1], "pass")
     body = "".join(f"    {line}\n" for line in lines if not line.startswith("#"))
     head = "def model(a):\n    y = lambda n, d: (a[:1].to(d) + 1).expand(n).clone()\n    out = []\n"
