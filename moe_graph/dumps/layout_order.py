@@ -22,7 +22,7 @@ def arrange(found: Layers) -> list[list[int]]:
     for layer in order:
         _number(layer, at)
     best, fewest = [list(layer) for layer in order], crossings(order, below)
-    for sweep in range(SWEEPS if found.count < 20_000 else SWEEPS // 2):
+    for sweep in range(SWEEPS if found.count < 10_000 else SWEEPS // 2):
         down = sweep % 2 == 0
         for layer in order if down else reversed(order):
             others = above if down else below

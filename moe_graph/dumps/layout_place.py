@@ -13,6 +13,7 @@ from moe_graph.dumps.layout_layers import Layers
 GAP = 26.0
 BEND_GAP = 12.0
 SWEEPS = 14
+LARGE = 10_000  # boxes and bends; half of the sweeps must do beyond it, or the page takes longer to write than to read
 # A line through bends is straight before boxes are centred.
 STRAIGHT = 8.0
 
@@ -32,9 +33,10 @@ def place(found: Layers, order: Sequence[Sequence[int]], widths: Sequence[float]
         middle = offset[-1] / 2 if offset else 0.0
         for one, x in zip(layer, offset):
             xs[one] = x - middle
-    for sweep in range(SWEEPS):
+    sweeps = SWEEPS if found.count < LARGE else SWEEPS // 2
+    for sweep in range(sweeps):
         turn = list(zip(order, offsets))
-        last = sweep >= SWEEPS - 2
+        last = sweep >= sweeps - 2
         for layer, offset in turn if sweep % 2 == 0 else reversed(turn):
             wanted, weights = [], []
             for one, own in zip(layer, offset):
@@ -54,6 +56,8 @@ def place(found: Layers, order: Sequence[Sequence[int]], widths: Sequence[float]
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The values that never fall and have the least weighted squared distance to those given."""
+    if len(values) == 1:
+        return list(values)
     blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
     for mean, weight in zip(values, weights):
         size = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -114,7 +115,12 @@ def kinds_of(graph: Graph) -> dict[str, str]:
 
 def is_moe(node: Node) -> bool:
     """Is it of an MoE operator, grouped matmul or AlltoAll?"""
-    return any(fnmatchcase(node.type, pattern) for pattern in MOE_TYPES)
+    return _is_moe(node.type)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_moe(kind: str) -> bool:
+    return any(fnmatchcase(kind, pattern) for pattern in MOE_TYPES)
 
 
 def moe_path(graph: Graph) -> frozenset[str]:
