@@ -22,7 +22,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-graph run",
         description="Run SCRIPT, or with -m a module, with the real torch_npu and torchair on a simulated Ascend device.",
-        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--dump DIR] [--trace FILE] [--report] [--full-traceback]\n"
+        usage="%(prog)s [-q] [--soc A2|A3|950] [--devices N] [--world N [--rank R] [--tokens WHAT]] [--dump DIR]\n"
+        "           [--trace FILE] [--report] [--full-traceback]\n"
         "           (SCRIPT | - | -m MODULE | COMMAND, such as torchrun or pytest) [ARGS ...]",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr that the device is simulated")
@@ -32,6 +33,16 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="how many devices (default MOE_GRAPH_SIM_DEVICES, else the arguments' --nproc-per-node, else 1)",
+    )
+    parser.add_argument(
+        "--world", type=int, metavar="N", help="run as one rank of N without the others: tensors have shapes, no values"
+    )
+    parser.add_argument("--rank", type=int, default=0, metavar="R", help="with --world: which rank (default 0)")
+    parser.add_argument(
+        "--tokens",
+        default="uniform",
+        metavar="WHAT",
+        help="with --world: how tokens go to experts: uniform (default), skewed, or a file",
     )
     parser.add_argument("--dump", metavar="DIR", help="write the graphs that torchair lowers into this folder, as text")
     parser.add_argument(
@@ -74,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         tracebacks.fold()
     # torch.distributed imports its launcher itself; that Python executes it a second time then is as with python -m, and harmless.
     warnings.filterwarnings("ignore", r".*found in sys\.modules after import of package", RuntimeWarning)
-    with _traced(options.trace):
+    with _traced(options.trace), _alone(options):
         if installed is None:
             _run(options)
         else:
@@ -88,6 +99,8 @@ def before_torch(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not options.target:
         parser.error("a SCRIPT, or -m MODULE, is required")
+    if options.world is not None and not 0 <= options.rank < options.world:
+        parser.error(f"--rank must be at least 0 and below --world {options.world}, got {options.rank}")
     if options.soc is not None:
         os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
     devices = options.devices if options.devices is not None else _ranks(options.target)
@@ -163,6 +176,18 @@ def _is_runpys_own(error: ImportError) -> bool:
     """Did the module's start fail, not the module? Python says so in one line: there is no such module, or it is a package."""
     names = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return set(names) <= {__name__, "runpy"}
+
+
+@contextlib.contextmanager
+def _alone(options: argparse.Namespace) -> Iterator[None]:
+    """With --world the program is one rank of many."""
+    if options.world is None:
+        yield
+        return
+    from moe_graph.planning import one_rank
+
+    with one_rank.alone(options.world, options.rank, options.tokens, options.dump):
+        yield
 
 
 @contextlib.contextmanager

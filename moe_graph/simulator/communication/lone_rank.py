@@ -21,6 +21,9 @@ from moe_graph.simulator.communication import group
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import launches
 
+exchange_observers: list[Callable[[dist.ProcessGroup, Tensor, Tensor, bool], None]] = []
+"""Called after each AlltoAll of one tensor with the group, the result, what was given, and whether the parts have sizes of their own."""
+
 
 @contextmanager
 def alone(world: int, rank: int) -> Iterator[None]:
@@ -88,20 +91,29 @@ class LoneRank(group.SimulatedHccl):
                 raise ValueError(
                     f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
                 )
-        return self._gloo["npu"], list(tensors)
+        return self._meshes["npu"], list(tensors)
 
-    def _launch(
-        self,
-        operation: str,
-        results: Sequence[Tensor],
-        calls: Sequence[Callable[[], Any]],
-        finish: Sequence[Callable[[], Any]] = (),
-    ) -> SimulatedWork:
+    def _issue(self, work: SimulatedWork, start: Callable[[], Any]) -> SimulatedWork:
         for observe in launches.communication_observers:
-            observe(operation)
-        work = SimulatedWork(f"{operation} on rank {self._rank} of {self._size}", results)
+            observe(work.call.operation)
+        work.start([])
         work.wait()
         return work
+
+    def all_to_all_single(
+        self,
+        output: Tensor,
+        input: Tensor,
+        output_split_sizes: list[int],
+        input_split_sizes: list[int],
+        opts: Any = None,
+    ) -> SimulatedWork:
+        work = super().all_to_all_single(output, input, output_split_sizes, input_split_sizes, opts)
+        for observe in exchange_observers:
+            observe(self, output, input, bool(output_split_sizes or input_split_sizes))
+        return work
+
+    alltoall_base = all_to_all_single
 
     def monitored_barrier(self, timeout: Any = None, wait_all_ranks: bool = False) -> None:
         """Nobody is waited for."""
