@@ -143,8 +143,9 @@ def _unless_told(told, outcome: str, message: str) -> tuple[str, str]:
     return (KNOWN, entries[0].what) if entries and outcome == ENGINE else (outcome, message)
 
 
-def record(outcomes: list[Outcome]) -> dict:
-    """What operators_graph.json holds: of each dtype and kind of shapes the operators of each class, with the reason of the others."""
+def record(outcomes: list[Outcome], samples: int = SAMPLES) -> dict:
+    """What operators_graph.json holds: of each dtype and kind of shapes the operators of each class, with the reason of the others, and
+    how many samples of an operator were walked at most."""
     classes: dict = {}
     for o in sorted(outcomes, key=lambda o: (o.dtype, o.shapes, o.operator)):
         of_kind = classes.setdefault(f"{o.dtype} {o.shapes}", {AGREES: []})
@@ -152,13 +153,23 @@ def record(outcomes: list[Outcome]) -> dict:
             of_kind[AGREES].append(o.operator)
         else:
             of_kind.setdefault(o.outcome, {})[o.operator] = o.message
-    return {"torch": torch.__version__.partition("+")[0], **classes}
+    return {"torch": torch.__version__.partition("+")[0], "samples": dict.fromkeys(classes, samples), **classes}
+
+
+def kinds(recorded: dict) -> list[str]:
+    """The dtypes and kinds of shapes of a record, "float32 static"."""
+    return sorted(key for key in recorded if key not in ("torch", "samples"))
+
+
+def samples_of(recorded: dict, kind: str) -> int:
+    """How many samples of an operator were walked at most."""
+    return recorded["samples"][kind]
 
 
 def merged(old: dict, new: dict) -> dict:
     """The record with what was walked anew in the place of what it had of the same operators."""
-    result = {**old, "torch": new["torch"]}
-    for kind in (key for key in new if key != "torch"):
+    result = {**old, "torch": new["torch"], "samples": {**old.get("samples", {}), **new["samples"]}}
+    for kind in kinds(new):
         walked = {operator for members in new[kind].values() for operator in members}
         kept = {
             outcome: [m for m in members if m not in walked]
@@ -177,10 +188,13 @@ def merged(old: dict, new: dict) -> dict:
 def table(recorded: dict) -> list[str]:
     """The record as rows of a Markdown table."""
     heads = (AGREES, NOT_LOWERED, KNOWN, ENGINE)
-    rows = ["| dtype, shapes | operators | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
-    for kind in sorted(key for key in recorded if key != "torch"):
+    rows = [
+        "| dtype, shapes | samples | operators | " + " | ".join(heads) + " |",
+        "|---|---|---|" + "---|" * len(heads),
+    ]
+    for kind in kinds(recorded):
         counts = [len(recorded[kind].get(head, ())) for head in heads]
-        rows.append(f"| {kind} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
+        rows.append(f"| {kind} | {samples_of(recorded, kind)} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
     return rows
 
 
@@ -210,10 +224,10 @@ def main() -> None:
                     f"{outcome.outcome:12}{outcome.operator} {outcome.dtype} {outcome.shapes}: {outcome.message}"[:600],
                     flush=True,
                 )
-    print("\n".join(table(record(outcomes))), f"{time.perf_counter() - start:.0f} s", sep="\n")
+    print("\n".join(table(record(outcomes, options.samples))), f"{time.perf_counter() - start:.0f} s", sep="\n")
     if options.record:
         old = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        RECORD.write_text(json.dumps(merged(old, record(outcomes)), indent=1) + "\n")
+        RECORD.write_text(json.dumps(merged(old, record(outcomes, options.samples)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def named(*names):
 
 
 def test_the_engine_lacks_nothing_that_was_walked():
-    kinds = [kind for kind in RECORDED if kind != "torch"]
+    kinds = walker.kinds(RECORDED)
     assert kinds and not [RECORDED[kind][walker.ENGINE] for kind in kinds if walker.ENGINE in RECORDED[kind]]
     told = {entry.what for entry in known.KNOWN}
     assert {reason for kind in kinds for reason in RECORDED[kind].get(walker.KNOWN, {}).values()} <= told
@@ -55,17 +55,17 @@ def test_each_class_is_told_from_the_others(monkeypatch):
 @pytest.mark.slow
 @of_this_torch
 def test_the_whole_walk():
-    outcomes = [o for op in opinfo.operators() for o in walker.walk(op)]
-    assert not [o for o in outcomes if o.outcome == walker.ENGINE]
-    recorded = {
-        (kind, operator): outcome
-        for kind in RECORDED
-        if kind != "torch"
-        for outcome, operators in RECORDED[kind].items()
-        for operator in operators
-    }
-    found = {(f"{o.dtype} {o.shapes}", o.operator): o.outcome for o in outcomes}
-    assert {case: found.get(case) for case in recorded} == recorded
+    for kind in walker.kinds(RECORDED):
+        dtype, shapes = kind.split()
+        recorded = {name: outcome for outcome, names in RECORDED[kind].items() for name in names}
+        found = {
+            o.operator: o.outcome
+            for op in named(*recorded)
+            for o in walker.walk(
+                op, (getattr(torch, dtype),), walker.samples_of(RECORDED, kind), (shapes == "dynamic",)
+            )
+        }
+        assert found == recorded
 
 
 def test_the_table_stands_in_the_documents():
