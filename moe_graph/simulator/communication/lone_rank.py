@@ -66,8 +66,8 @@ def _create(options: Any, backend_options: object) -> LoneRank:
 class LoneRank(group.SimulatedHccl):
     """A group of `hccl` of which this process is the only member that runs."""
 
-    def _connect(self, options: Any, device: str) -> Any:
-        return FakeProcessGroup._create_internal(options.group_rank, options.group_size, FakeProcessGroup.Options())
+    def _connect(self, device: str) -> Any:
+        return FakeProcessGroup._create_internal(self._rank, self._size, FakeProcessGroup.Options())
 
     def _set_sequence_number_for_group(self) -> None:
         """Nobody else counts."""
