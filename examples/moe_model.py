@@ -14,14 +14,13 @@ token, R ranks, I inner size, A rows that a rank's experts compute.
 import argparse
 import tempfile
 from contextlib import nullcontext
-from typing import NamedTuple, Union
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torch_npu  # noqa: F401  brings the device "npu"
 import torchair
-from moe_reference import Config, make_weights, quantized, reference, rotation
+from moe_reference import PAGE, Config, Sequences, make_weights, quantized, reference
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -32,22 +31,12 @@ from moe_graph import dumps, moe_un_routing
 
 npu = torch.ops.npu
 MODES = ("eager", "ge", "captured")
-PAGE, PAGES = 128, 8  # tokens of a page of the cache, pages of a rank
-TOLERANCE = {False: 2e-2, True: 4e-2}  # of the largest logit; True: int8 experts
+PAGES = 8  # of a rank's cache
+TOLERANCE = {
+    False: 3e-2,
+    True: 5e-2,
+}  # of the largest logit; True: int8 experts. A token in the cache may have had another expert
 DIFFERENCE, OTHERS = "largest difference of logits from {}", "without tokens with other experts by rounding, of {}"
-
-
-class Step(NamedTuple):
-    """What a pass is about. GE takes `ends` and `lengths` as tensors on the device, the others as lists on the host."""
-
-    ids: torch.Tensor  # [T]
-    cos: torch.Tensor  # [1, T, 1, D]
-    sin: torch.Tensor
-    slots: torch.Tensor  # [T, 1] int32: where in the cache the tokens' keys and values go
-    table: torch.Tensor  # [B, 1] int32: the pages of a sequence
-    ends: Union[torch.Tensor, list]  # [B]: where each sequence ends among the T tokens
-    lengths: Union[torch.Tensor, list]  # [B]: tokens of each sequence, those in the cache among them
-    prefill: bool
 
 
 class Attention(nn.Module):
@@ -215,32 +204,6 @@ def ranks_and_rank():
     return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
 
-class Sequences:
-    """A rank's sequences, of given tokens, so that every mode computes the same. A sequence has a page of the cache."""
-
-    def __init__(self, config, rank, steps):
-        self.config, self.steps, self.prompts = config, steps, [9, 4 + rank]
-        generator = torch.Generator().manual_seed(rank)
-        self.ids = [torch.randint(config.vocabulary, (length + steps,), generator=generator) for length in self.prompts]
-
-    def step(self, number, mode):
-        """The prefill, which is number 0, or a step of decoding."""
-        spans = [(prompt + number - 1 if number else 0, prompt + number) for prompt in self.prompts]
-        positions = torch.cat([torch.arange(first, last) for first, last in spans])
-        slots = torch.cat([torch.arange(first, last) + page * PAGE for page, (first, last) in enumerate(spans)])
-        ends = torch.tensor([last - first for first, last in spans]).cumsum(0)
-        lengths = torch.tensor([last for _, last in spans])
-        on_device = mode == "ge" and number > 0
-        return Step(
-            torch.cat([ids[first:last] for ids, (first, last) in zip(self.ids, spans)]).npu(),
-            *(value.bfloat16().npu() for value in rotation(self.config, positions)),
-            slots[:, None].int().npu(),
-            torch.arange(len(spans), dtype=torch.int32)[:, None].npu(),
-            *(value.npu() if on_device else value.tolist() for value in (ends, lengths)),
-            prefill=number == 0,
-        )
-
-
 class Collectives(TorchDispatchMode):
     """Counts the operators that communicate."""
 
@@ -350,7 +313,7 @@ def work(rank, arguments, rendezvous):
             shown = label.format(name if label == DIFFERENCE else compared)
             table.add_row(shown, *(str(column[label]) for column in columns))
         Console().print(table)
-    if float(differences.max()) > TOLERANCE[arguments.int8] or int(others.max()) > compared // 10:
+    if float(differences.max()) > TOLERANCE[arguments.int8] or int(others.max()) > max(1, compared // 10):
         raise SystemExit(f"the logits, or the experts, are not those of {name}: see the table")
 
 

@@ -1,11 +1,14 @@
-"""The model of moe_model.py as it is published: sizes, random weights, and float32 logits by transformers or by plain PyTorch."""
+"""What moe_model.py computes with: sizes, random weights, float32 logits by transformers or by plain PyTorch, and the tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+PAGE = 128  # tokens of a page of the cache
 
 
 @dataclass(frozen=True)
@@ -143,3 +146,42 @@ def dense(config, weights, ids):
         gate, up, down = (layer[f"mlp.shared_experts.{name}_proj.weight"].t() for name in ("gate", "up", "down"))
         x = x + (F.silu(y @ gate) * (y @ up)) @ down
     return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].t(), torch.stack(every_choice)
+
+
+class Step(NamedTuple):
+    """What a pass is about. GE takes `ends` and `lengths` as tensors on the device, the others as lists on the host."""
+
+    ids: torch.Tensor  # [T]
+    cos: torch.Tensor  # [1, T, 1, D]
+    sin: torch.Tensor
+    slots: torch.Tensor  # [T, 1] int32: where in the cache the tokens' keys and values go
+    table: torch.Tensor  # [B, 1] int32: the pages of a sequence
+    ends: torch.Tensor | list  # [B]: where each sequence ends among the T tokens
+    lengths: torch.Tensor | list  # [B]: tokens of each sequence, those in the cache among them
+    prefill: bool
+
+
+class Sequences:
+    """A rank's sequences, of given tokens, so that every mode computes the same. A sequence has a page of the cache."""
+
+    def __init__(self, config, rank, steps):
+        self.config, self.steps, self.prompts = config, steps, [9, 4 + rank]
+        generator = torch.Generator().manual_seed(rank)
+        self.ids = [torch.randint(config.vocabulary, (length + steps,), generator=generator) for length in self.prompts]
+
+    def step(self, number, mode):
+        """The prefill, which is number 0, or a step of decoding."""
+        spans = [(prompt + number - 1 if number else 0, prompt + number) for prompt in self.prompts]
+        positions = torch.cat([torch.arange(first, last) for first, last in spans])
+        slots = torch.cat([torch.arange(first, last) + page * PAGE for page, (first, last) in enumerate(spans)])
+        ends = torch.tensor([last - first for first, last in spans]).cumsum(0)
+        lengths = torch.tensor([last for _, last in spans])
+        on_device = mode == "ge" and number > 0
+        return Step(
+            torch.cat([ids[first:last] for ids, (first, last) in zip(self.ids, spans)]).npu(),
+            *(value.bfloat16().npu() for value in rotation(self.config, positions)),
+            slots[:, None].int().npu(),
+            torch.arange(len(spans), dtype=torch.int32)[:, None].npu(),
+            *(value.npu() if on_device else value.tolist() for value in (ends, lengths)),
+            prefill=number == 0,
+        )

@@ -34,7 +34,7 @@ def test_decodes_in_one_graph_as_plain_pytorch_does(example, capsys):
     example.work(0, arguments, "")
     found = cells(capsys.readouterr().out)
     (difference,) = found["largest difference of logits from dense PyTorch"]
-    assert 0 < float(difference.rstrip("%")) < 2
+    assert 0 < float(difference.rstrip("%")) < 3
     assert found["recompilations"] == ["0"] and int(found["nodes of the graph"][0]) > 100
 
 
@@ -48,7 +48,7 @@ def test_a_wrong_operator_is_found(example, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "ranks, options, limit", [(2, [], 2), (2, ["--int8"], 4), (4, ["--plain"], 2)], ids=["2 ranks", "int8", "4 ranks"]
+    "ranks, options, limit", [(2, [], 3), (2, ["--int8"], 5), (4, ["--plain"], 3)], ids=["2 ranks", "int8", "4 ranks"]
 )
 def test_every_mode_on_several_ranks(ranks, options, limit):
     command = [sys.executable, "-m", "moe_graph", "run", "-q", "--devices", str(ranks), str(EXAMPLE)]
