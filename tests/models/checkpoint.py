@@ -12,14 +12,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from configurations import Model
 
-# With "green grass" an expert of deepseek_r1 is chosen by a margin of 0.00001, which bfloat16 does not tell: it may be another.
+# No choice of an expert hangs on bfloat16's rounding. With "green grass" the margin of one in deepseek_r1 is 0.00001; with "north winds"
+# transformers' own longcat_flash in bfloat16 is off by 0.019 of the largest logit.
 PROMPTS = [
     "hello world",
     "hello earth",
     "brown foxes",
     "other words",
     "small ducks",
-    "north winds",
+    "green trees",
     "lazy summer",
     "quick notes",
 ]
