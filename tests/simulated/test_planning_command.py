@@ -193,6 +193,7 @@ def test_messages_by_group():
     assert found == {"all_reduce": (2, 12, 12), "npu_moe_distribute_dispatch": (1, 4, None)}
 
 
+@pytest.mark.slow
 def test_the_decoder_of_the_examples(capsys):
     decoder = Path(__file__).parents[2] / "examples" / "decoder.py"
     settings = {"build": f"{decoder}:decode", "world": 128, "rank": 5, "arguments": {"layers": 4, "requests": 16}}

@@ -24,7 +24,7 @@ TESTS = Path(__file__).parents[1]
 MODELS = models.inputs()
 
 
-QUICK = ("residual", "experts", "in place", "cache")
+QUICK = ("residual", "experts")
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 
 
