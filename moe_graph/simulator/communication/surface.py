@@ -53,10 +53,12 @@ class Surface(Launcher):
         from torch_npu._C._distributed_c10d import ProcessGroupHCCL
 
         made = ProcessGroupHCCL.Options()
-        for name in ("op_timeout", "is_high_priority_stream", "hccl_config", "group_id") if asked is not None else ():
-            setattr(made, name, getattr(asked, name))
-        made.global_ranks_in_group = list(given.global_ranks_in_group)
-        made._timeout = given.timeout
+        for name in ("op_timeout", "is_high_priority_stream", "hccl_config", "group_id"):
+            if hasattr(asked, name):  # older ones have fewer
+                setattr(made, name, getattr(asked, name))
+        for name, value in (("global_ranks_in_group", list(given.global_ranks_in_group)), ("_timeout", given.timeout)):
+            if hasattr(made, name):
+                setattr(made, name, value)
         return made
 
     @property
