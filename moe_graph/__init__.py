@@ -27,6 +27,7 @@ from moe_graph.registration.status import status
 _LAZY = {
     "trace": "moe_graph.engine.trace",
     "compare_graph": "moe_graph.engine.compare",
+    "compare_graphs": "moe_graph.engine.compare_program",
     "plan": "moe_graph.planning.entry",
 }
 

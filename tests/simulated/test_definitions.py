@@ -58,7 +58,14 @@ FUNCTIONS = {"ForeachAcos": "ForeachACos", "ForeachAsin": "ForeachASin", "Foreac
 COMPARED = sorted(ge_type for ge_type in registry.known_types() if hasattr(ge_apis, ge_type) or ge_type in FUNCTIONS)
 TYPES = [ge_type for ge_type in COMPARED if ge_type not in FUNCTIONS.values()]
 # What torchair's function needs besides: it fails at its own default.
-GIVEN = {"GroupedMatmul": {"split_item": 3}, "ScatterPaKvCache": {"strides": [1, 1], "offsets": [0, 0]}}
+GIVEN = {
+    "GroupedMatmul": {"split_item": 3},
+    "ScatterPaKvCache": {"strides": [1, 1], "offsets": [0, 0]},
+    "QuantMax": {"group_list": None},  # with one it writes GroupedQuantMax
+    "GroupedDynamicBlockQuant": {"dst_type": 35},  # its default, 291, is torch_npu's number of the type, not GE's
+}
+# Attributes that torchair's function takes by one name and writes by another.
+WRITTEN_AS = {"DynamicMxQuant": {"block_size": "blocksize"}}
 _SAMPLES = {"bool": False, "int": 1, "float": 1.0, "str": "none"}
 
 
@@ -117,8 +124,9 @@ def differences(ge_type: str) -> list[str]:
     ours = {attribute.name: attribute for attribute in kernel.attributes}
     defaults = {name: attributes.decode(op.attr[name]) for name in op.attr if not name.startswith("_")}
     # What torchair's function takes and writes only when it is another value than the default.
+    other_names = WRITTEN_AS.get(ge_type, {})
     taken = {
-        parameter.name
+        other_names.get(parameter.name, parameter.name)
         for parameter in inspect.signature(getattr(ge_apis, FUNCTIONS.get(ge_type, ge_type))).parameters.values()
         if parameter.name in declared and declared[parameter.name].endswith("ATTR")
     }

@@ -32,7 +32,7 @@ EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for 
 def counted(request):
     """Peaks in bytes that the allocator and the engine counted, in a process of its own that the planner is not imported in."""
     tests = [item for item in request.session.items if "counted" in item.fixturenames]
-    names = sorted({item.callspec.params["name"] for item in tests})
+    names = sorted({item.callspec.params["name"] for item in tests if "name" in getattr(item, "callspec", item).params})
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, str(TESTS / "planning" / "counted.py"), *names]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -108,7 +108,7 @@ def _ge_dynamic_block_quant(
     *,
     min_scale: float = 0.0,
     round_mode: str = "rint",
-    dst_type: GeType = 35,  # type: ignore[assignment]
+    dst_type: GeType = 34,  # type: ignore[assignment]
     row_block_size: int = 1,
     col_block_size: int = 128,
     dst_type_max: float = 0.0,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, GeType
+from moe_graph.operators.ge import GeKernel, GeType, renamed
 from moe_graph.operators.quantization import destination, hifloat8, mx
 from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
 
@@ -72,5 +72,10 @@ def _ge_quant_max(
 
 
 OPERATOR = of_torch_npu(
-    "npu_quant_max", quant_max, ge=[GeKernel("QuantMax", _ge_quant_max), GeKernel("GroupedQuantMax", _ge_quant_max)]
+    "npu_quant_max",
+    quant_max,
+    ge=[
+        GeKernel("QuantMax", renamed(_ge_quant_max, without=("group_list",))),
+        GeKernel("GroupedQuantMax", _ge_quant_max),
+    ],
 )
