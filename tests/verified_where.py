@@ -205,6 +205,16 @@ CLAIMS = (
         None,
         "test_train_moe::test_experts_on_several_ranks_train_as_on_the_cpu",
     ),
+    Claim(
+        "an operator of one's own: a right converter passes every check, changes put into converters are found",
+        "test_checking::test_generated_faults_are_found",
+        "test_own_operator::test_mutations_of_a_converter_are_found",
+    ),
+    Claim(
+        "the peak memory of a graph planned from shapes is what the allocator is asked for",
+        None,
+        "test_planning_costs::test_peak_of_a_captured_graph_and_its_edits_is_what_the_allocator_was_asked_for",
+    ),
     Claim("GE builds the lowered graph; the kernels of CANN; speed on an NPU"),
 )
 

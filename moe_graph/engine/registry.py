@@ -5,7 +5,8 @@ A kernel is a function whose signature is the operator's definition:
     @kernel("GatherV2")
     def gather_v2(x: Tensor, indices: Tensor, axis: Tensor, *, batch_dims: int = 0) -> Tensor:
 
-Positional parameters are GE inputs by their GE names: `Tensor` required, `Tensor | None = None` optional, `Tensors` dynamic (x0, x1, ...).
+Positional parameters are GE inputs by their GE names: `Tensor` required, `Tensor | None = None` optional, `Tensors` (or `list[Tensor]`)
+dynamic (x0, x1, ...).
 Keyword-only parameters are GE attributes by name with their defaults; an annotation `GeType` decodes a data type. A
 keyword-only parameter `node` receives the planned node (its output dtypes and shapes). The result is a tensor, or a tuple of them
 for several outputs; a list inside the tuple, or as the whole, is a dynamic output.
@@ -31,6 +32,8 @@ _KINDS = {
     "Tensor": ("t",),
     "GeType": ("dt", "i"),
 }
+
+_DYNAMIC = re.compile(r"\bTensors\b|\b[Ll]ist\[(torch\.)?Tensor\]")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _describe(function: Callable, assigns: tuple[str, ...] = (), family: str | N
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             optional = parameter.default is not inspect.Parameter.empty
             name = parameter.name.rstrip("_")  # GE also uses names that Python keeps for itself: else_
-            inputs.append(Input(name, optional, dynamic="Tensors" in annotation))
+            inputs.append(Input(name, optional, dynamic=_DYNAMIC.search(annotation) is not None))
         elif parameter.name == "node":
             wants_node = True
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def _values(package: str, schema: Schema) -> dict[str, str]:
         "package": package,
         "name": schema.name,
         "schema": schema.text,
+        "schema_text": json.dumps(schema.text),
         "ge_type": schema.ge_type,
         "todo": _TODO,
         "parameters": _list(schema, lambda argument: argument.parameter),

@@ -68,8 +68,8 @@ MUTATIONS = {
     ),
     "gradient by the same counts": Mutation(
         "moe_graph/re_routing/autograd.py",
-        "expert_token_num_per_rank.t().contiguous()",
-        "expert_token_num_per_rank",
+        "_move(grad_tokens, counts.t().contiguous(), grad_scales)",
+        "_move(grad_tokens, counts, grad_scales)",
         "plain/test_autograd.py",
     ),
     "scales not moved": Mutation(
