@@ -203,6 +203,18 @@ aclError sim_run_or_take(aclrtStream stream, const sim_launch *launch)
     return error;
 }
 
+aclError sim_launch_executor(const char *name, aclError (*run)(void *), void *executor, aclrtStream stream)
+{
+    if (executor == NULL)
+        return sim_fail(ACLNN_ERROR_NULLPTR, "%s: executor is null", name);
+    aclError error = sim_check_stream(name, stream);
+    if (error == ACL_SUCCESS)
+        return sim_run_or_take(stream, &(sim_launch){name, run, free, executor});
+    free(executor);
+    sim_take_lock_back();
+    return error;
+}
+
 /* ---- events of a capture ---- */
 
 aclError sim_capture_record(aclrtStream stream, aclrtEvent event, bool *taken)

@@ -77,11 +77,6 @@ typedef struct {
     size_t bytes;
 } cast;
 
-static char *first_byte(const aclTensor *tensor)
-{
-    return (char *)((uintptr_t)tensor->data + (uintptr_t)(tensor->offset * sim_dtype_bits(tensor->dtype) / 8));
-}
-
 SIM_API aclError aclnnNpuFormatCastGetWorkspaceSize(const aclTensor *src, aclTensor *dst, uint64_t *workspace_size, void **executor)
 {
     if (src == NULL || dst == NULL || workspace_size == NULL || executor == NULL)
@@ -92,7 +87,7 @@ SIM_API aclError aclnnNpuFormatCastGetWorkspaceSize(const aclTensor *src, aclTen
     cast *made = malloc(sizeof *made);
     if (made == NULL)
         return sim_fail(ACL_ERROR_MEMORY_ALLOCATION, NAME ": this machine is out of memory");
-    *made = (cast){first_byte(src), first_byte(dst), (size_t)((sim_element_count(src) * sim_dtype_bits(src->dtype) + 7) / 8)};
+    *made = (cast){sim_first_byte(src), sim_first_byte(dst), (size_t)((sim_element_count(src) * sim_dtype_bits(src->dtype) + 7) / 8)};
     *workspace_size = 0;
     *executor = made;
     return ACL_SUCCESS;
@@ -114,12 +109,5 @@ SIM_API aclError aclnnNpuFormatCast(void *workspace, uint64_t workspace_size, vo
 {
     (void)workspace;
     (void)workspace_size;
-    if (executor == NULL)
-        return sim_fail(ACLNN_ERROR_NULLPTR, NAME ": executor is null");
-    aclError error = sim_check_stream(NAME, stream);
-    if (error == ACL_SUCCESS)
-        return sim_run_or_take(stream, &(sim_launch){NAME, run, free, executor});
-    free(executor);
-    sim_take_lock_back();
-    return error;
+    return sim_launch_executor(NAME, run, executor, stream);
 }

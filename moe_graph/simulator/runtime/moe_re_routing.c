@@ -268,12 +268,6 @@ typedef struct {
     void *owned;
 } operand;
 
-static char *first_byte(const aclTensor *tensor)
-{
-    /* As a number: the data may be null, which the check of the range reports. */
-    return (char *)((uintptr_t)tensor->data + (uintptr_t)(tensor->offset * sim_dtype_bits(tensor->dtype) / 8));
-}
-
 /* Elements from the first one to the last one in memory. */
 static int64_t span(const aclTensor *tensor)
 {
@@ -300,7 +294,7 @@ static aclError open_operand(const char *argument, const aclTensor *tensor, bool
 {
     char what[TEXT];
     int32_t bits = sim_dtype_bits(tensor->dtype);
-    *result = (operand){first_byte(tensor), NULL};
+    *result = (operand){sim_first_byte(tensor), NULL};
     snprintf(what, sizeof what, NAME ": %s", argument);
     bool dense = sim_is_contiguous(tensor);
     for (size_t i = 0; i < tensor->rank && !dense; i++)
@@ -461,7 +455,7 @@ SIM_API const void *moe_sim_re_routing_result(const void *launch, int32_t index,
                                   &call->expert_num};
     const aclTensor *result = results[index];
     *record = describe_for_record(result != NULL && sim_is_contiguous(result) ? result : NULL);
-    return record->rank < 0 ? NULL : first_byte(result);
+    return record->rank < 0 ? NULL : sim_first_byte(result);
 }
 
 /* Takes the executor: it is gone when this returns, or with the captured graph that it is recorded in. */

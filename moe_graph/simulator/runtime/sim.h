@@ -6,9 +6,11 @@
  *   error.c           the recent error message, codes, and how functions that are not modelled fail
  *   device.c          devices, contexts, products, versions
  *   cores.c           limits of cores
- *   memory.c          device and host memory, copies
+ *   memory.c          device and host memory
+ *   copies.c          copies, and filling of memory
  *   virtual_memory.c  address ranges and physical memory mapped into them
- *   stream.c          streams and events
+ *   stream.c          streams
+ *   events.c          events
  *   host_calls.c      functions of the host that a stream calls
  *   capture.c         graphs of tasks that are recorded from streams
  *   captured_streams.c  which streams are captured, and what that forbids
@@ -115,7 +117,7 @@ typedef struct {
 } sim_product;
 
 const sim_product *sim_current_product(void); /* NULL, with a message, if the environment names none */
-int32_t sim_device_count(void);               /* 0, with a message, if the environment gives no number */
+int32_t sim_device_count(void);               /* 0 if none is visible, or, with a message, if the environment gives no number */
 aclError sim_check_device(const char *function, int32_t device);
 int32_t sim_current_device(void);             /* -1 before the first aclrtSetDevice of this thread */
 
@@ -135,6 +137,14 @@ bool sim_has_mapping(const void *start, size_t size); /* whether any lies in [st
 
 aclError sim_check_stream(const char *function, aclrtStream stream); /* NULL is the default stream */
 int32_t sim_stream_id(aclrtStream stream);                           /* -1 if it is none */
+SIM_API bool moe_sim_delay_stream(aclrtStream stream, uint64_t nanoseconds);
+uint64_t sim_now(void); /* nanoseconds of the clock that all times here are of */
+/* When a stream has done what it was given so far, and its device. */
+aclError sim_stream_reached(const char *function, aclrtStream stream, uint64_t *nanoseconds, int32_t *device);
+/* The stream is busy until then at least. */
+aclError sim_stream_waits(const char *function, aclrtStream stream, uint64_t nanoseconds);
+/* Sleep until then, at most `timeout` milliseconds (negative: as long as it takes). */
+aclError sim_wait_until(const char *function, uint64_t then, int32_t timeout);
 
 /* ---- capture.c, replay.c ---- */
 
@@ -150,6 +160,8 @@ typedef struct {
 aclError sim_take(aclrtStream stream, const sim_launch *launch, bool *taken);
 /* Run a launch, or record it where its stream is captured. Takes `data` in either case. */
 aclError sim_run_or_take(aclrtStream stream, const sim_launch *launch);
+/* The launch of an aclnn operator: takes its executor, which was allocated, as each of them does. */
+aclError sim_launch_executor(const char *name, aclError (*run)(void *), void *executor, aclrtStream stream);
 bool sim_is_captured(aclrtStream stream);
 bool sim_is_special(void); /* any stream captured, in an update or waiting for a value: others run at once */
 /* An error where the stream is captured, as the host cannot wait for it. */
@@ -176,7 +188,6 @@ aclError sim_pending_error(const char *function, int32_t device);
 
 /* ---- python.c ---- */
 
-int64_t sim_only_int(const void *array, int64_t otherwise); /* the one element of an aclIntArray */
 void sim_take_lock_back(void); /* the launch of an operator is about to fail: its caller needs Python's lock again */
 
 /* ---- tensor.c ---- */
@@ -196,6 +207,8 @@ const char *sim_dtype_name(int32_t dtype);
 int32_t sim_dtype_bits(int32_t dtype); /* 0 if unknown */
 int64_t sim_element_count(const aclTensor *tensor);
 bool sim_is_contiguous(const aclTensor *tensor);
+int64_t sim_only_int(const void *array, int64_t otherwise); /* the one element of an aclIntArray */
+char *sim_first_byte(const aclTensor *tensor); /* the data may be null, which the check of a range reports */
 /* "FLOAT16 [16, 7168]" into `text`; returns it. */
 const char *sim_describe(const aclTensor *tensor, char *text, size_t length);
 

@@ -5,8 +5,6 @@
 
 #define NAME "aclnnSleep"
 
-SIM_API bool moe_sim_delay_stream(aclrtStream handle, uint64_t nanoseconds);
-
 typedef struct {
     int64_t cycles;
     aclrtStream stream;
@@ -41,13 +39,7 @@ SIM_API aclError aclnnSleep(void *workspace, uint64_t workspace_size, void *exec
 {
     (void)workspace;
     (void)workspace_size;
-    if (executor == NULL)
-        return sim_fail(ACLNN_ERROR_NULLPTR, NAME ": executor is null");
-    ((rest *)executor)->stream = stream;
-    aclError error = sim_check_stream(NAME, stream);
-    if (error == ACL_SUCCESS)
-        return sim_run_or_take(stream, &(sim_launch){NAME, run, free, executor});
-    free(executor);
-    sim_take_lock_back();
-    return error;
+    if (executor != NULL)
+        ((rest *)executor)->stream = stream;
+    return sim_launch_executor(NAME, run, executor, stream);
 }

@@ -109,6 +109,11 @@ int64_t sim_element_count(const aclTensor *tensor)
     return count;
 }
 
+char *sim_first_byte(const aclTensor *tensor)
+{
+    return (char *)((uintptr_t)tensor->data + (uintptr_t)(tensor->offset * sim_dtype_bits(tensor->dtype) / 8));
+}
+
 bool sim_is_contiguous(const aclTensor *tensor)
 {
     int64_t dense = 1;
