@@ -136,29 +136,16 @@ def gating_top_k(
     norm = x.float().softmax(-1) if norm_type == SOFTMAX else x.float().sigmoid()
     if input_ids is not None and tid2eid is not None:
         expert_idx = _by_hash(input_ids, tid2eid, x.shape[1])
-        y = norm.gather(-1, expert_idx)
-        return _results(y, expert_idx, norm, x.dtype, norm_type, eps, routed_scaling_factor, out_flag)
-    ranked = norm.detach() if bias is None else norm.detach() + bias.detach().float()
-    if k_group < group_count:
-        ranked = _within_best_groups(ranked, k_group, group_count, group_select_mode)
-    expert_idx = largest(ranked, k)
+    else:
+        ranked = norm.detach() if bias is None else norm.detach() + bias.detach().float()
+        if k_group < group_count:
+            ranked = _within_best_groups(ranked, k_group, group_count, group_select_mode)
+        expert_idx = largest(ranked, k)
     y = norm.gather(-1, expert_idx)
-    return _results(y, expert_idx, norm, x.dtype, norm_type, eps, routed_scaling_factor, out_flag)
-
-
-def _results(
-    y: Tensor,
-    expert_idx: Tensor,
-    norm: Tensor,
-    dtype: torch.dtype,
-    norm_type: int,
-    eps: float,
-    scaling: float,
-    out_flag: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
     if norm_type == SIGMOID:
         y = y / (y.sum(-1, keepdim=True) + eps)
-    return (y * scaling).to(dtype), expert_idx.to(torch.int32), norm if out_flag else torch.zeros_like(norm)
+    norm_out = norm if out_flag else torch.zeros_like(norm)
+    return (y * routed_scaling_factor).to(x.dtype), expert_idx.to(torch.int32), norm_out
 
 
 def _by_hash(input_ids: Tensor, tid2eid: Tensor, experts: int) -> Tensor:
