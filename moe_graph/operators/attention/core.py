@@ -62,21 +62,44 @@ def attend_with_sums(
 
     With a sink both count it. `probabilities` is applied to exp(score - largest) before the product with the values.
     """
+    exponentials, maximum, total = _exponentials(query, key, scale, allowed, bias, sink)
+    if probabilities is not None:
+        exponentials = probabilities(exponentials)
+    return (_by_value(exponentials, value) / total).masked_fill(maximum.isneginf(), 0), maximum, total
+
+
+def attend_with_probabilities(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, allowed: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `attend_with_sums`, and last the probabilities [B, N, Sq, Sk]; 0 of a query that sees no key."""
+    exponentials, maximum, total = _exponentials(query, key, scale, allowed, None, None)
+    dead = maximum.isneginf()
+    output = (_by_value(exponentials, value) / total).masked_fill(dead, 0)
+    return output, maximum, total, (exponentials / total).masked_fill(dead, 0)
+
+
+def _exponentials(
+    query: Tensor, key: Tensor, scale: float, allowed: Tensor | None, bias: Tensor | None, sink: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(score - largest) [B, N, Sq, Sk], 0 of a key that is not seen; the largest scores and the sums."""
     scores = scores_of(query, key, scale, bias)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     maximum = scores.amax(-1, keepdim=True) if key.shape[2] else scores.new_full((*scores.shape[:3], 1), -torch.inf)
     if sink is not None:
         maximum = torch.maximum(maximum, sink.float().view(1, -1, 1, 1))
-    dead = maximum.isneginf()
-    base = maximum.masked_fill(dead, 0)
+    base = maximum.masked_fill(maximum.isneginf(), 0)
     exponentials = (scores - base).exp()
     total = exponentials.sum(-1, keepdim=True)
     if sink is not None:
         total = total + (sink.float().view(1, -1, 1, 1) - base).exp()
-    if probabilities is not None:
-        exponentials = probabilities(exponentials)
-    return (_by_value(exponentials, value) / total).masked_fill(dead, 0), maximum, total
+    return exponentials, maximum, total
+
+
+def finite_sums(maximum: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest scores and the sums as training hands them over: of a query that sees no key the smallest and the largest float32."""
+    dead, info = maximum.isneginf(), torch.finfo(torch.float32)
+    return maximum.masked_fill(dead, info.min), total.masked_fill(dead, info.max)
 
 
 def log_sum(maximum: Tensor, total: Tensor) -> Tensor:

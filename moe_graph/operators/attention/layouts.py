@@ -107,5 +107,10 @@ def from_bnsd(x: Tensor, layout: str, packed: Packed | None, outside: float = 0)
     return x.flatten(-2).contiguous() if layout[-1] == "H" else x.contiguous()
 
 
+def eightfold(x: Tensor, packed: Packed) -> Tensor:
+    """[B, N, S, 1] as [T, N, 8], contiguous: a softmax's sums, as packed layouts hand them over."""
+    return from_bnsd(x, "TND", packed).expand(-1, -1, 8).contiguous()
+
+
 def _permuted(x: Tensor, axes: str, wanted: str) -> Tensor:
     return x if axes == wanted else x.permute([axes.index(axis) for axis in wanted])

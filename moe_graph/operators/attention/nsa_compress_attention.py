@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.attention import layouts, nsa_importance
-from moe_graph.operators.attention.core import attend_with_sums, scores_of
+from moe_graph.operators.attention.core import attend_with_probabilities, finite_sums
 from moe_graph.operators.attention.layouts import Packed
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 
 _check = Checks("npu_nsa_compress_attention")
 _FLOATS = (torch.float16, torch.bfloat16)
-_INFO = torch.finfo(torch.float32)
 
 
 def nsa_compress_attention(
@@ -71,21 +70,16 @@ def nsa_compress_attention(
     allowed = (torch.arange(keys.widest) < keys.lengths[:, None])[:, None, None]
     if atten_mask is not None:
         allowed = allowed & (_cut("atten_mask", atten_mask, queries.widest, keys.widest) == 0)
-    output, maximum, total = attend_with_sums(q, k, v, scale_value, allowed)
-    dead = maximum.isneginf()
-    probabilities = (scores_of(q, k, scale_value, None).masked_fill(~allowed, -torch.inf) - maximum).exp() / total
+    output, maximum, total, probabilities = attend_with_probabilities(q, k, v, scale_value, allowed)
     sizes = (select_block_size, compress_block_size, compress_stride)
-    scores = nsa_importance.importance(probabilities.masked_fill(dead, 0), key_heads, int(blocks.max()), *sizes)
+    scores = nsa_importance.importance(probabilities, key_heads, int(blocks.max()), *sizes)
     if topk_mask is not None:
         scores = scores.masked_fill(_cut("topk_mask", topk_mask, queries.widest, scores.shape[3]) != 0, torch.inf)
     scores = scores.masked_fill((torch.arange(scores.shape[3]) >= blocks[:, None])[:, None, None], -torch.inf)
     chosen = nsa_importance.largest(scores, select_block_count)
-    statistics = (
-        layouts.from_bnsd(x, "TND", queries).expand(-1, -1, 8).contiguous()
-        for x in (maximum.masked_fill(dead, _INFO.min), total.masked_fill(dead, _INFO.max))
-    )
+    maximum, total = (layouts.eightfold(x, queries) for x in finite_sums(maximum, total))
     attention = layouts.from_bnsd(output.to(query.dtype), "TND", queries)
-    return attention, layouts.from_bnsd(chosen, "TND", queries), next(statistics), next(statistics)
+    return attention, layouts.from_bnsd(chosen, "TND", queries), maximum, total
 
 
 def _cut(name: str, mask: Tensor, rows: int, columns: int) -> Tensor:

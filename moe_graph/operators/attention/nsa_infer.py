@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.attention import nsa_importance
-from moe_graph.operators.attention.core import attend, attend_with_sums, scores_of
+from moe_graph.operators.attention.core import attend, attend_with_probabilities
 from moe_graph.operators.attention.paged import Pages
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
@@ -63,8 +63,7 @@ def nsa_compress_attention_infer(
         allowed_counts = f"from 3 to {int(blocks.min())}, the blocks of the shortest sequence"
         check.refuse("select_block_count", allowed_counts, select_block_count)
     allowed = (torch.arange(k.shape[2]) < lengths[:, None])[:, None, None]
-    output, maximum, total = attend_with_sums(q, k, v, scale_value, allowed)
-    probabilities = (scores_of(q, k, scale_value, None).masked_fill(~allowed, -torch.inf) - maximum).exp() / total
+    output, _, _, probabilities = attend_with_probabilities(q, k, v, scale_value, allowed)
     sizes = (select_block_size, compress_block_size, compress_stride)
     scores = nsa_importance.importance(probabilities, key_value_head_num, int(blocks.max()), *sizes)
     number, last = torch.arange(scores.shape[3]), blocks.view(-1, 1, 1, 1)

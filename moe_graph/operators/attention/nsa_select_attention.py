@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.attention import layouts, masks
-from moe_graph.operators.attention.core import attend_with_sums, scores_of
+from moe_graph.operators.attention.core import attend_with_sums, finite_sums, scores_of
 from moe_graph.operators.attention.layouts import Packed
 from moe_graph.operators.attention.masks import Sequences
 from moe_graph.operators.checks import Checks
@@ -31,7 +31,6 @@ from moe_graph.operators.declaration import of_torch_npu
 
 _check, _check_grad = Checks("npu_nsa_select_attention"), Checks("npu_nsa_select_attention_grad")
 _FLOATS = (torch.float16, torch.bfloat16)
-_INFO = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,9 @@ def nsa_select_attention(
     blocks, ends = (select_block_size, select_block_count), (actual_seq_qlen, actual_seq_kvlen)
     laid = _laid(_check, query, key, value, topk_indices, head_num, blocks, atten_mask, ends)
     output, largest, total = attend_with_sums(laid.query, laid.key, laid.value, scale_value, laid.allowed, laid.bias)
-    dead = largest.isneginf()
-    sums = (largest.masked_fill(dead, _INFO.min), total.masked_fill(dead, _INFO.max))
     output = layouts.from_bnsd(output.to(query.dtype), "TND", laid.packed_queries)
-    eightfold = (layouts.from_bnsd(x, "TND", laid.packed_queries).expand(-1, -1, 8).contiguous() for x in sums)
-    return output, next(eightfold), next(eightfold)
+    largest, total = (layouts.eightfold(x, laid.packed_queries) for x in finite_sums(largest, total))
+    return output, largest, total
 
 
 def nsa_select_attention_grad(

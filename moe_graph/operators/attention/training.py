@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.attention import dropout, layouts, masks
-from moe_graph.operators.attention.core import attend_with_sums, scores_of
+from moe_graph.operators.attention.core import attend_with_sums, finite_sums, scores_of
 from moe_graph.operators.attention.layouts import Layout, Lengths, Packed
 from moe_graph.operators.attention.masks import Sequences
 from moe_graph.operators.checks import Checks
@@ -101,8 +101,7 @@ def forward(given: Training) -> tuple[Tensor, Tensor, Tensor]:
         given.sink,
         probabilities=None if factors is None else factors.mul,
     )
-    dead = largest.isneginf()
-    largest, total = largest.masked_fill(dead, _INFO.min), total.masked_fill(dead, _INFO.max)
+    largest, total = finite_sums(largest, total)
     output = laid.output(output.to(given.query.dtype), laid.packed_queries)
     return output, _to_eight(given, laid, largest), _to_eight(given, laid, total)
 
