@@ -95,7 +95,9 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
     """
     options = Options(**keywords)
     if grouped_matmul_float8.is_float8(x, options):
-        return _of_float8(x, weight, grouped_matmul_float8.names(x, weight, options), options)
+        kinds = grouped_matmul_float8.names(x, weight, options)
+        matrices = [scaled_operands.carried(matrix, kinds[1]) for matrix in weight]
+        return _of_float8([scaled_operands.carried(matrix, kinds[0]) for matrix in x], matrices, kinds, options)
     weight = _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
@@ -112,12 +114,10 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
 
 
 def _of_float8(x: Sequence[Tensor], weight: Sequence[Tensor], kinds: tuple[str, str], options: Options) -> list[Tensor]:
-    """A call of float8, hifloat8 or float4, whose operands may be packed."""
+    """A call of float8, hifloat8 or float4, whose operands are carried, one element in each place."""
     dtype = grouped_matmul_float8.result_dtype(x, weight, options)
-    rows = scaled_operands.carried(x[0], kinds[0])
-    matrices = [scaled_operands.carried(matrix, kinds[1]) for matrix in weight]
-    groups = matrices[0].shape[0] if len(matrices) == 1 else len(matrices)
-    return grouped_matmul_float8.compute(rows, matrices, kinds, options, dtype, _segments(options, len(rows), groups))
+    groups = weight[0].shape[0] if len(weight) == 1 else len(weight)
+    return grouped_matmul_float8.compute(x[0], weight, kinds, options, dtype, _segments(options, len(x[0]), groups))
 
 
 def _whole(x: Sequence[Tensor], weight: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -277,9 +277,9 @@ def _exact_product(x: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-# GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open.
-_GE_FLOAT8_DTYPES = {0: torch.float16, 1: torch.bfloat16, 3: torch.float32}
+# GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open. Of float8 x it has float32, too.
 _GE_DTYPES = {0: torch.float16, 1: torch.bfloat16, 2: torch.int32, -1: torch.int8}
+_GE_FLOAT8_DTYPES = {0: torch.float16, 1: torch.bfloat16, 3: torch.float32}
 
 
 def _given(tensors: Tensors) -> Tensors | None:
@@ -327,10 +327,7 @@ def _ge_grouped_matmul(
             act_type=act_type,
             output_dtype=dtypes.to_number(_GE_FLOAT8_DTYPES[dtype]),
         )
-        result = grouped_matmul_float8.result_dtype(x, weight, options)
-        groups = weight[0].shape[0] if len(weight) == 1 else len(weight)
-        segments = _segments(options, len(x[0]), groups)
-        return grouped_matmul_float8.compute(x[0], weight, kinds, options, result, segments)
+        return _of_float8(x, weight, kinds, options)
     listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
     return grouped_matmul(
         x,

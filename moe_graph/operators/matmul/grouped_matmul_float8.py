@@ -71,24 +71,23 @@ def compute(
 ) -> list[Tensor]:
     """One result. Operands are carried, one element in each place; kinds: their types' names in GE; segments: (start, stop, group)."""
 
-    def of_group(tensors: Sequence[Tensor] | None, group: int) -> Tensor | None:
-        return None if not tensors else tensors[0][group] if len(weight) == 1 else tensors[group]
+    def by_group(tensors: Sequence[Tensor] | None) -> Tensor | Sequence[Tensor] | None:
+        return tensors[0] if tensors and len(weight) == 1 else tensors or None
 
+    matrices, scales, biases = by_group(weight), by_group(options.scale), by_group(options.bias)
+    assert matrices is not None and scales is not None  # checked: they are given
     y = torch.zeros((len(x), weight[0].shape[-1]), dtype=dtype)
     tokens = options.per_token_scale[0] if options.per_token_scale else None
     for start, stop, group in segments:
         if stop == start:
             continue
-        matrix = weight[0][group] if len(weight) == 1 else weight[group]
-        scale, bias, rows = of_group(options.scale, group), of_group(options.bias, group), slice(start, stop)
-        assert scale is not None  # checked: it is given
+        matrix, scale, rows = matrices[group], scales[group], slice(start, stop)
+        bias = None if biases is None else biases[group]
         if tokens is not None and tokens.dim() >= 2:
-            y[rows] = scaled_operands.block_product(x[rows], kinds[0], tokens[rows], matrix, kinds[1], scale, bias).to(
-                dtype
-            )
+            y[rows] = scaled_operands.block_product(x[rows], kinds[0], tokens[rows], matrix, kinds[1], scale, bias)
             continue
         sums = scaled_operands.values(x[rows], kinds[0]) @ scaled_operands.values(matrix, kinds[1])
         product = sums.float() * unpacked(scale)[0]
         product = product if tokens is None else product * tokens[rows].unsqueeze(1)
-        y[rows] = (product if bias is None else product + bias.float()).to(dtype)
+        y[rows] = product if bias is None else product + bias.float()
     return [y]
