@@ -21,23 +21,19 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.matmul import scaled_operands
-from moe_graph.operators.matmul.grouped_rows import segments
+from moe_graph.operators.matmul.grouped_rows import of_nz, segments
 from moe_graph.operators.quantization import destination, hifloat8, mx
 
 _check = Checks("npu_grouped_matmul_swiglu_quant_v2")
 MX, PER_TOKEN = 2, 0
 _FLOAT4X2 = getattr(torch, "float4_e2m1fn_x2", torch.uint8)
-_E8M0 = getattr(torch, "float8_e8m0fnu", torch.uint8)
-_NZ_BLOCK = (16, 32)
 
 
 def _matrices(weight: Sequence[Tensor]) -> list[Tensor]:
-    """[K, N] of each expert, which may come in the shape of the format NZ, [E, N / 32, K / 16, 16, 32]."""
+    """[K, N] of each expert, which may come in the shape of the format NZ."""
     if len(weight) > 1:
         return list(weight)
-    (whole,) = weight
-    if whole.dim() == 5 and whole.shape[-2:] == _NZ_BLOCK:
-        return list(whole.view(torch.uint8).permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2).view(whole.dtype))
+    whole = of_nz(weight[0])
     _check.rank("weight", whole, (3,), "[E, K, N]")
     return list(whole)
 
@@ -78,7 +74,7 @@ def compute(
     if modes[1] == MX:
         form = mx.of_name("npu_grouped_matmul_swiglu_quant_v2: quant_dtype", quant_name, (mx.E2M1, *mx.FLOAT8))
         elements, codes = mx.quantized(values, -1, form)
-        return elements, mx.in_pairs(codes, -1).view(_E8M0)
+        return elements, mx.as_e8m0(mx.in_pairs(codes, -1))
     maximum = {form.ge: form.maximum for form in mx.FLOAT8} | {hifloat8.GE_NAME: hifloat8.MAXIMUM}
     if quant_name not in maximum:
         _check.refuse("quant_dtype", f"one of {', '.join(maximum)} per token", quant_name or "int8")

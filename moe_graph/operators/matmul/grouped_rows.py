@@ -36,12 +36,19 @@ def segments(check: Checks, group_list: Tensor, kind: int, groups: int, rows: in
         start = end
 
 
+def of_nz(weight: Tensor) -> Tensor:
+    """Matrices in the shape of the format NZ, [E, N / 32, K / 16, 16, 32], as [E, K, N]; others as they are. Elements of one byte."""
+    if weight.dim() != 5 or weight.shape[-2:] != _NZ_BLOCK:
+        return weight
+    return weight.view(torch.uint8).permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2).view(weight.dtype)
+
+
 def weights(check: Checks, name: str, weight: Tensor, depth: int) -> tuple[Tensor, bool]:
     """(int8 [E, K, N], is it int4) of weights of int8, of int32 with eight int4 each, or of int4 as the engine carries it.
 
-    Weights of int8 may come in the shape of the format NZ, too: [E, N / 32, K / 16, 16, 32]."""
-    if weight.dim() == 5 and weight.dtype == torch.int8 and weight.shape[-2:] == _NZ_BLOCK:
-        weight = weight.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
+    Weights of int8 may come in the shape of the format NZ, too."""
+    if weight.dtype == torch.int8:
+        weight = of_nz(weight)
     if weight.dim() != 3:
         raise NotImplementedError(f"{name} must be of shape [E, K, N], got {tuple(weight.shape)}")
     check.dtype(name, weight, (torch.int8, torch.int32, torch.uint8))
