@@ -76,7 +76,7 @@ def quant_matmul(
             raise NotImplementedError(
                 f"npu_quant_matmul: {argument} must be None or float8_e8m0fnu (293), got {number}"
             )
-    check_group_sizes(group_sizes, pertoken_scale)
+    check_group_sizes("npu_quant_matmul", group_sizes, pertoken_scale)
     dtype = torch.int8 if output_dtype is None else dtypes.from_number(output_dtype)
     if dtype not in (_FLOAT_RESULTS if any(names) else _DTYPES):
         raise NotImplementedError(
@@ -89,17 +89,20 @@ def quant_matmul(
     return compute(x1, x2, scale, offset, pertoken_scale, bias, dtype)
 
 
-def check_group_sizes(group_sizes: Sequence[int] | None, pertoken_scale: Tensor | None) -> None:
+def check_group_sizes(operator: str, group_sizes: Sequence[int] | None, pertoken_scale: Tensor | None) -> None:
     """Raise ValueError for blocks that no mode has, or without scales of blocks; 0 leaves a size open."""
     if group_sizes is None or not any(group_sizes):
         return
     if pertoken_scale is None or pertoken_scale.dim() < 2:
-        raise ValueError(
-            f"npu_quant_matmul: group_sizes must be 0 or None without scales of blocks, got {list(group_sizes)}"
-        )
+        raise ValueError(f"{operator}: group_sizes must be 0 or None without scales of blocks, got {list(group_sizes)}")
     given = list(group_sizes)
     if len(given) != 3 or not any(all(g in (0, m) for g, m in zip(given, mode)) for mode in _MODES):
-        raise ValueError(f"npu_quant_matmul: group_sizes must be one of {_MODES}, got {given}")
+        raise ValueError(f"{operator}: group_sizes must be one of {_MODES}, got {given}")
+
+
+def of_group_size(group_size: int) -> list[int]:
+    """GE's attribute group_size as group_sizes: three sizes of 16 bits."""
+    return [group_size >> 32 & 0xFFFF, group_size >> 16 & 0xFFFF, group_size & 0xFFFF]
 
 
 def _has_blocks(x1: Tensor, scale: Tensor, pertoken_scale: Tensor | None) -> bool:
@@ -210,14 +213,14 @@ def _ge_quant_batch_matmul_v4(
     group_size: int = 0,
     node: Planned,
 ) -> Tensor:
-    """GE QuantBatchMatmulV4, to which torchair lowers on Ascend 950. group_size holds three sizes of 16 bits."""
+    """GE QuantBatchMatmulV4, to which torchair lowers on Ascend 950."""
     absent = {"y_scale": y_scale, "x1_offset": x1_offset, "y_offset": y_offset, "x2_table": x2_table}
     given = [name for name, value in absent.items() if value is not None]
     if given or x2_scale is None:
         raise NotImplementedError(
             f"QuantBatchMatmulV4: x2_scale must be given and {', '.join(absent)} not, got {given}"
         )
-    check_group_sizes([group_size >> 32 & 0xFFFF, group_size >> 16 & 0xFFFF, group_size & 0xFFFF], x1_scale)
+    check_group_sizes("npu_quant_matmul", of_group_size(group_size), x1_scale)
     left, x1_scale = turned(x1, x1_scale, transpose_x1)
     right, scale = turned(x2, x2_scale, transpose_x2)
     names = scaled_operands.ge_name(type_of_input(node, 0), x1), scaled_operands.ge_name(type_of_input(node, 1), x2)

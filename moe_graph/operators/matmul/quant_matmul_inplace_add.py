@@ -19,7 +19,7 @@ from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, Planned, type_of_input
 from moe_graph.operators.matmul import scaled_operands
-from moe_graph.operators.matmul.quant_matmul import check_group_sizes, turned
+from moe_graph.operators.matmul.quant_matmul import check_group_sizes, of_group_size, turned
 from moe_graph.operators.quantization import hifloat8, mx
 
 _check = Checks("npu_add_quant_matmul_")
@@ -58,7 +58,7 @@ def add_quant_matmul_(
     x2_scale_dtype: int | None = None,
 ) -> Tensor:
     """input with the product added, in place. Raises ValueError for what the module's document excludes."""
-    check_group_sizes(group_sizes, x1_scale)
+    check_group_sizes("npu_add_quant_matmul_", group_sizes, x1_scale)
     names = (
         scaled_operands.name_of("npu_add_quant_matmul_: x1_dtype", x1, x1_dtype),
         scaled_operands.name_of("npu_add_quant_matmul_: x2_dtype", x2, x2_dtype),
@@ -98,7 +98,7 @@ def _ge_quant_batch_matmul_inplace_add(
     node: Planned,
 ) -> Tensor:
     """GE QuantBatchMatmulInplaceAdd."""
-    check_group_sizes([group_size >> 32 & 0xFFFF, group_size >> 16 & 0xFFFF, group_size & 0xFFFF], x1_scale)
+    check_group_sizes("npu_add_quant_matmul_", of_group_size(group_size), x1_scale)
     left, x1_scale = turned(x1, x1_scale, transpose_x1)
     right, scale = turned(x2, x2_scale, transpose_x2)
     names = (scaled_operands.ge_name(type_of_input(node, 0), x1), scaled_operands.ge_name(type_of_input(node, 1), x2))
