@@ -46,6 +46,7 @@ _MLA_YARN = dict(
     mscale_all_dim=1.0,
     original_max_position_embeddings=4096,
 )
+_DEEPSEEK_R1 = dict(_TOKENS, **_MLA, n_group=4, topk_group=2, rope_parameters=_MLA_YARN)
 
 
 def _indexer(heads: int, rank: int) -> dict[str, tuple[int, ...]]:
@@ -145,13 +146,7 @@ MODELS = {
     "deepseek_r1": Model(
         "deepseek_r1",
         ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
-        dict(
-            _TOKENS,
-            **_MLA,
-            n_group=4,
-            topk_group=2,
-            rope_parameters=_MLA_YARN,
-        ),
+        _DEEPSEEK_R1,
         (2, 4),
         ("eager", "ge_graph", "npugraph_ex"),
         dict(model_config=dict(custom_params=dict(enable_mla_prolog=False, enable_multi_streams=False))),
@@ -159,13 +154,7 @@ MODELS = {
     "deepseek_r1_prolog": Model(
         "deepseek_r1",
         ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
-        dict(
-            _TOKENS,
-            **_MLA,
-            n_group=4,
-            topk_group=2,
-            rope_parameters=_MLA_YARN,
-        ),
+        _DEEPSEEK_R1,
         (2, 4),
         ("eager", "ge_graph", "npugraph_ex"),
         dict(model_config=dict(custom_params=dict(enable_mla_prolog=True, enable_multi_streams=True))),
