@@ -87,6 +87,17 @@ def test_fake_agrees(mode, shape):
     assert [(f.shape, f.dtype) for f in fakes] == [(o.shape, o.dtype) for o in outputs]
 
 
+@pytest.mark.parametrize("mode", ["pertoken", "pertensor", "perchannel"])
+@pytest.mark.parametrize("dst_type", [torch.quint4x2, 23, 24, 290, 291, 292])
+def test_fake_agrees_for_other_types(monkeypatch, mode, dst_type):
+    monkeypatch.setenv("MOE_GRAPH_PRODUCT", "950")
+    x = random((2, 3, 8), torch.float16, 0)
+    with FakeTensorMode() as fake_mode:
+        fakes = operator(fake_mode.from_tensor(x), dst_type=dst_type, quant_mode=mode)
+    outputs = operator(x, dst_type=dst_type, quant_mode=mode)
+    assert [(f.shape, f.dtype) for f in fakes] == [(o.shape, o.dtype) for o in outputs]
+
+
 def test_opcheck():
     keywords = {"smooth_scales": random((2, 4), torch.float16, 1), "group_index": torch.tensor([1, 3]).int()}
     opcheck(operator.default, (random((3, 4), torch.float16, 0),), keywords)

@@ -18,6 +18,12 @@ _FLOAT8_NUMBERS = {23: mx.E5M2, 24: mx.E4M3, 291: mx.E5M2, 292: mx.E4M3}
 FLOAT8_NUMBERS = (*_FLOAT8_NUMBERS, hifloat8.NUMBER)
 """Of the types of eight bits that Ascend 950 adds."""
 _BY_MAXIMUM = {form.maximum: form for form in mx.FLOAT8}
+_BY_GE = {form.ge: form.maximum for form in mx.FLOAT8} | {hifloat8.GE_NAME: hifloat8.MAXIMUM}
+_DTYPES = {form.maximum: form.dtype or torch.uint8 for form in mx.FLOAT8} | {
+    INT8_MAX: torch.int8,
+    int4.INT4_MAX: torch.int32,
+    hifloat8.MAXIMUM: torch.uint8,
+}
 
 
 def largest(name: str, number: int | None, float8: bool = False) -> float:
@@ -38,18 +44,17 @@ def largest(name: str, number: int | None, float8: bool = False) -> float:
 
 def largest_of_ge(name: str, dst_type: GeType) -> float:
     """The largest value of a type that a GE attribute asks for: int8, or those of float8."""
-    found = {form.ge: form.maximum for form in mx.FLOAT8} | {hifloat8.GE_NAME: hifloat8.MAXIMUM}
     if dst_type.name in ("DT_INT8", "DT_QINT8"):
         return INT8_MAX
-    if dst_type.name not in found:
-        raise NotImplementedError(f"{name} must be DT_INT8, {', '.join(found)}, got {dst_type.name}")
+    if dst_type.name not in _BY_GE:
+        raise NotImplementedError(f"{name} must be DT_INT8, {', '.join(_BY_GE)}, got {dst_type.name}")
     mx.only_on_950(f"{name} of {dst_type.name}")
-    return found[dst_type.name]
+    return _BY_GE[dst_type.name]
 
 
 def dtype_of(maximum: float) -> torch.dtype:
     """The torch dtype of what `rounded` returns."""
-    return rounded(torch.zeros(8), maximum).dtype
+    return _DTYPES[maximum]
 
 
 def rounded(values: Tensor, maximum: float) -> Tensor:
