@@ -23,7 +23,7 @@ from torch import Tensor
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.normalization.rms_norm import rms_norm
-from moe_graph.operators.quantization.destination import largest, rounded
+from moe_graph.operators.quantization.destination import dynamic, largest, rounded
 
 
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -98,9 +98,8 @@ def add_rms_norm_quant(
 
 def _dynamic(y: Tensor, smooth: Tensor | None, maximum: float) -> tuple[Tensor, Tensor]:
     """Quantised rows and their scales [...]; a row of zeros has scale 0 and stays 0."""
-    y = y if smooth is None else y * smooth.float()
-    scale = y.abs().amax(-1, keepdim=True) / maximum
-    return rounded(torch.where(scale == 0, torch.zeros_like(y), y / scale), maximum), scale.squeeze(-1)
+    quantized, scale = dynamic(y if smooth is None else y * smooth.float(), maximum)
+    return quantized, scale.squeeze(-1)
 
 
 def _empty(maximum: float) -> tuple[Tensor, Tensor]:

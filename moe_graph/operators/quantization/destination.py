@@ -5,13 +5,15 @@ On Ascend 950 also float8_e5m2, float8_e4m3fn and hifloat8 (as uint8). Everywher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from moe_graph.operators import dtypes
 from moe_graph.operators.ge import GeType
 from moe_graph.operators.quantization import hifloat8, int4, mx
-from moe_graph.operators.quantization.int8 import INT8_MAX, to_int8
+from moe_graph.operators.quantization.int8 import INT8_MAX, dynamic_int8, to_int8
 
 INT8_NUMBER, INT4_NUMBERS = 1, (16, 285)
 _FLOAT8_NUMBERS = {23: mx.E5M2, 24: mx.E4M3, 291: mx.E5M2, 292: mx.E4M3}
@@ -52,6 +54,11 @@ def largest_of_ge(name: str, dst_type: GeType) -> float:
     return _BY_GE[dst_type.name]
 
 
+def number_of_ge(name: str, dst_type: GeType) -> int | None:
+    """torch_npu's number of what `largest_of_ge` knows; None for int8."""
+    return None if largest_of_ge(name, dst_type) == INT8_MAX else 256 + dst_type.ge  # torch_npu's are GE's, moved
+
+
 def dtype_of(maximum: float) -> torch.dtype:
     """The torch dtype of what `rounded` returns."""
     return _DTYPES[maximum]
@@ -68,6 +75,19 @@ def rounded(values: Tensor, maximum: float) -> Tensor:
     if maximum in _BY_MAXIMUM:
         return mx.encoded(values, _BY_MAXIMUM[maximum])
     return int4.packed(values.round().clamp(int4.INT4_MIN, int4.INT4_MAX))
+
+
+def dynamic(
+    values: Tensor, maximum: float, dims: int | Sequence[int] = -1, largest_step: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`rounded` float32 values / scale, and the float32 scales, one for the values along `dims`, which keep size 1.
+
+    scale: the largest magnitude / the type's largest value, or largest_step in its place. Where all values are 0 the scale is 0."""
+    if maximum == INT8_MAX:
+        return dynamic_int8(values, dims)
+    along = (dims,) if isinstance(dims, int) else tuple(dims)
+    scale = values.abs().amax(along, keepdim=True) / (largest_step or maximum)
+    return rounded(values / scale.masked_fill(scale == 0, 1), maximum), scale
 
 
 def steps(values: Tensor, scale: Tensor, maximum: float) -> Tensor:

@@ -13,6 +13,8 @@ and perchannel on Ascend 950 alone. Halves go to even, those of hifloat8 away fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization import destination, hifloat8, int4
-from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, dynamic_int8, group_of_rows
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
 
 _check = Checks("npu_dynamic_quant")
 DTYPES = (torch.float16, torch.bfloat16)
@@ -106,17 +108,18 @@ def dynamic_quant(
     if dst_type in destination.INT4_NUMBERS:
         whole, scale = _int4(values, quant_mode)
         return int4.packed(whole), scale
+    maximum: float = INT8_MAX
     if dst_type in destination.FLOAT8_NUMBERS:
         maximum = destination.largest("npu_dynamic_quant: dst_type", dst_type, float8=True)
-        dims = _DIMS[quant_mode] or tuple(range(values.dim()))
-        scale = values.abs().amax(dims, keepdim=True) / (dst_type_max or maximum)
-        y = destination.rounded(values / scale.masked_fill(scale == 0, 1), maximum)
-        return y, _without_ones(scale, quant_mode)
-    y, scale = dynamic_int8(values, _DIMS[quant_mode] or range(values.dim()))
+    y, scale = destination.dynamic(values, maximum, _dims(values, quant_mode), dst_type_max)
     return y, _without_ones(scale, quant_mode)
 
 
 _DIMS = {PER_TOKEN: (-1,), PER_CHANNEL: (-2,), PER_TENSOR: ()}
+
+
+def _dims(values: Tensor, quant_mode: str) -> Sequence[int]:
+    return _DIMS[quant_mode] or range(values.dim())
 
 
 def _smoothed(x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None, quant_mode: str) -> Tensor:
@@ -128,8 +131,7 @@ def _smoothed(x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | Non
 
 def _int4(values: Tensor, quant_mode: str) -> tuple[Tensor, Tensor]:
     """Whole numbers from -7 to 7, float32, and their scales."""
-    dims = _DIMS[quant_mode] or tuple(range(values.dim()))
-    scale = values.abs().amax(dims, keepdim=True) / int4.INT4_MAX
+    scale = values.abs().amax(tuple(_dims(values, quant_mode)), keepdim=True) / int4.INT4_MAX
     return destination.steps(values, scale, int4.INT4_MAX), _without_ones(scale, quant_mode)
 
 
@@ -164,8 +166,7 @@ def _ge_dynamic_quant(
     if dst_type.name == "DT_INT4":
         whole, scale = _int4(_smoothed(x, smooth_scales, group_index, PER_TOKEN), PER_TOKEN)
         return int4.carried(whole), scale
-    maximum = destination.largest_of_ge("DynamicQuant: dst_type", dst_type)
-    number = None if maximum == INT8_MAX else 256 + dst_type.ge  # torch_npu's numbers are GE's, moved
+    number = destination.number_of_ge("DynamicQuant: dst_type", dst_type)
     return dynamic_quant(x, smooth_scales=smooth_scales, group_index=group_index, dst_type=number)
 
 

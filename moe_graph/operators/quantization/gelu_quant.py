@@ -19,7 +19,6 @@ from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization import destination, int4
-from moe_graph.operators.quantization.int8 import INT8_MAX, dynamic_int8
 
 _check = Checks("npu_gelu_quant")
 
@@ -45,11 +44,8 @@ def gelu_quant(
     if input_scale is not None:
         values = values * input_scale.float()
     if quant_mode == "dynamic":
-        if maximum == INT8_MAX:
-            y, scale = dynamic_int8(values)
-            return y, scale.squeeze(-1)
-        scale = values.abs().amax(-1) / maximum
-        return destination.rounded(values / scale.masked_fill(scale == 0, 1).unsqueeze(-1), maximum), scale
+        y, scale = destination.dynamic(values, maximum)
+        return y, scale.squeeze(-1)
     if input_scale is None:
         _check.refuse("input_scale", "given with quant_mode 'static'", None)
     if input_offset is not None:
@@ -68,14 +64,13 @@ def _ge_gelu_quant(
     round_mode: str = "rint",
 ) -> tuple[Tensor, Tensor]:
     """GE GeluQuant."""
-    maximum = destination.largest_of_ge("GeluQuant: dst_type", dst_type)
     y, scale = gelu_quant(
         x,
         input_scale=input_scale,
         input_offset=input_offset,
         approximate=approximate,
         quant_mode=quant_mode,
-        dst_type=None if maximum == INT8_MAX else 256 + dst_type.ge,
+        dst_type=destination.number_of_ge("GeluQuant: dst_type", dst_type),
         round_mode=round_mode,
     )
     return y, x.new_empty(0, dtype=torch.float32) if scale is None else scale
