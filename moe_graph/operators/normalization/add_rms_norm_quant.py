@@ -26,7 +26,7 @@ from moe_graph.operators.normalization.rms_norm import rms_norm
 from moe_graph.operators.quantization.destination import dynamic, largest, rounded
 
 
-def _norm(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
+def norm(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
     """float32 RmsNorm, plus beta; and rstd. gamma, beta [1, H] are [H]."""
     if gamma.dim() == 2 and gamma.shape[0] == 1:
         gamma, beta = gamma[0], None if beta is None else beta.reshape(-1)
@@ -34,7 +34,8 @@ def _norm(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float) -> tupl
     return (y if beta is None else y + beta.float()), rstd
 
 
-def _static(y: Tensor, scale: Tensor, offset: Tensor | None, div_mode: bool, maximum: float) -> Tensor:
+def quantized(y: Tensor, scale: Tensor, offset: Tensor | None, div_mode: bool, maximum: float) -> Tensor:
+    """y / scale + offset (div_mode), else y * scale + offset, in the type whose largest value this is."""
     scaled = y / scale.float() if div_mode else y * scale.float()
     return rounded(scaled if offset is None else scaled + offset.float(), maximum)
 
@@ -50,8 +51,8 @@ def rms_norm_quant(
     dst_dtype: int | None = None,
 ) -> Tensor:
     """The quantised norm."""
-    y, _ = _norm(x, gamma, beta, epsilon)
-    return _static(y, scale, offset, True, largest("dst_dtype", dst_dtype, float8=True))
+    y, _ = norm(x, gamma, beta, epsilon)
+    return quantized(y, scale, offset, True, largest("dst_dtype", dst_dtype, float8=True))
 
 
 def rms_norm_quant_v2(
@@ -66,8 +67,8 @@ def rms_norm_quant_v2(
     dst_dtype: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The quantised norm, and rstd."""
-    y, rstd = _norm(x, gamma, beta, epsilon)
-    return _static(y, scale, offset, div_mode, largest("dst_dtype", dst_dtype, float8=True)), rstd
+    y, rstd = norm(x, gamma, beta, epsilon)
+    return quantized(y, scale, offset, div_mode, largest("dst_dtype", dst_dtype, float8=True)), rstd
 
 
 def add_rms_norm_quant(
@@ -90,16 +91,16 @@ def add_rms_norm_quant(
         raise ValueError(f"axis must be -1, got {axis}")
     maximum = largest("dst_type", dst_type, float8=True)
     total = x1 + x2
-    y, _ = _norm(total, gamma, beta, epsilon)
-    first = _static(y, scales1, zero_points1, div_mode, maximum)
-    second = torch.zeros_like(first) if scales2 is None else _static(y, scales2, zero_points2, div_mode, maximum)
+    y, _ = norm(total, gamma, beta, epsilon)
+    first = quantized(y, scales1, zero_points1, div_mode, maximum)
+    second = torch.zeros_like(first) if scales2 is None else quantized(y, scales2, zero_points2, div_mode, maximum)
     return first, second, total
 
 
 def _dynamic(y: Tensor, smooth: Tensor | None, maximum: float) -> tuple[Tensor, Tensor]:
     """Quantised rows and their scales [...]; a row of zeros has scale 0 and stays 0."""
-    quantized, scale = dynamic(y if smooth is None else y * smooth.float(), maximum)
-    return quantized, scale.squeeze(-1)
+    y, scale = dynamic(y if smooth is None else y * smooth.float(), maximum)
+    return y, scale.squeeze(-1)
 
 
 def _empty(maximum: float) -> tuple[Tensor, Tensor]:
@@ -123,7 +124,7 @@ def add_rms_norm_dynamic_quant(
     both = smooth_scale1 is not None and smooth_scale2 is not None
     wanted = list(output_mask) if output_mask else [True, both]
     total = x1 + x2
-    y, _ = _norm(total, gamma, beta, epsilon)
+    y, _ = norm(total, gamma, beta, epsilon)
     y1, scale1 = _dynamic(y, smooth_scale1, maximum) if wanted[0] else _empty(maximum)
     y2, scale2 = _dynamic(y, smooth_scale2, maximum) if wanted[1] else _empty(maximum)
     return y1, y2, total, scale1, scale2

@@ -14,9 +14,10 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
+from moe_graph.operators.normalization.add_rms_norm_quant import quantized
 from moe_graph.operators.normalization.rms_norm import rms_norm_backward
 from moe_graph.operators.quantization import destination
-from moe_graph.operators.quantization.int8 import only_int8, to_int8
+from moe_graph.operators.quantization.int8 import INT8_MAX, only_int8
 
 _check = Checks("_npu_rms_norm_backward_quant")
 _STATIC = "static"
@@ -40,8 +41,7 @@ def rms_norm_backward_quant(
         raise NotImplementedError(f"_npu_rms_norm_backward_quant: dst_type must be int8 (1), got {dst_type}")
     rows = rstd.reshape(*x.shape[: x.dim() - gamma.dim()], *[1] * gamma.dim())
     dx, dgamma = rms_norm_backward(dy.float(), x.float(), gamma, rows)
-    steps = dx / scale_x.float() if div_mode else dx * scale_x.float()
-    return to_int8(steps if offset_x is None else steps + offset_x.float()), dgamma
+    return quantized(dx, scale_x, offset_x, bool(div_mode), INT8_MAX), dgamma
 
 
 def _ge_rms_norm_grad_quant(

@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
-from moe_graph.operators.normalization.rms_norm import rms_norm
+from moe_graph.operators.normalization.add_rms_norm_quant import norm
 from moe_graph.operators.quantization import mx
 from moe_graph.operators.quantization.dynamic_mx_quant import check_modes
 
@@ -47,9 +47,8 @@ def _computed(
             check.size(list(tensor.shape) == [x.shape[-1]], argument, f"of shape [{x.shape[-1]}]", tensor)
     check.value("scale_alg", scale_alg, (0, 1))
     check_modes(check, form, round_mode, scale_alg, 0.0)
-    y, rstd = rms_norm(x.float(), gamma, epsilon)
-    y = (y if beta is None else y + beta.float()).to(x.dtype).float()
-    elements, codes = mx.quantized(y, -1, form, round_mode, scale_alg)
+    y, rstd = norm(x, gamma, beta, epsilon)
+    elements, codes = mx.quantized(y.to(x.dtype).float(), -1, form, round_mode, scale_alg)
     return elements, mx.in_pairs(codes, -1), rstd
 
 
