@@ -23,7 +23,7 @@ from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization import destination, hifloat8, int4
-from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows, is_running_sum
 
 _check = Checks("npu_dynamic_quant")
 DTYPES = (torch.float16, torch.bfloat16)
@@ -149,7 +149,7 @@ def factors(
     if group_index is None:
         return smooth_scales
     rows = values.shape[:-1].numel()
-    valid = (group_index.diff(prepend=group_index.new_zeros(1)) >= 0).all() & (group_index[-1] == rows)
+    valid = is_running_sum(group_index) & (group_index[-1] == rows)
     check_values(check, "group_index", group_index, valid, f"non-decreasing and end with the {rows} tokens")
     group = group_of_rows(group_index, rows).clamp_max(len(smooth_scales) - 1)
     return smooth_scales.index_select(0, group).view(values.shape)

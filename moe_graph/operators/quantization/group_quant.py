@@ -15,7 +15,7 @@ from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization import destination, int4
-from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows, is_running_sum
 
 _check = Checks("npu_group_quant")
 
@@ -27,7 +27,7 @@ def _values(x: Tensor, scale: Tensor, group_index: Tensor, offset: Tensor | None
     _check.size(scale.shape[1] == x.shape[1], "scale", f"of shape [E, H], H = {x.shape[1]}", scale)
     _check.size(group_index.shape[0] == scale.shape[0], "group_index", f"of E = {scale.shape[0]} groups", group_index)
     rows = x.shape[0]
-    valid = (group_index.diff(prepend=group_index.new_zeros(1)) >= 0).all() & (group_index[-1] == rows)
+    valid = is_running_sum(group_index) & (group_index[-1] == rows)
     check_values(_check, "group_index", group_index, valid, f"non-decreasing and end with the {rows} rows")
     values = x.float() * scale.float().index_select(0, group_of_rows(group_index, rows).clamp_max(len(scale) - 1))
     return values if offset is None else values + offset.float()

@@ -26,7 +26,7 @@ from moe_graph.operators.quantization.dynamic_block_quant import (
     finite_magnitudes,
     scales,
 )
-from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows, is_running_sum
 
 _check = Checks("npu_grouped_dynamic_block_quant")
 
@@ -55,7 +55,7 @@ def _computed(
     _check.value("round_mode", round_mode, ("round",) if maximum == hifloat8.MAXIMUM else ("rint",))
     rows, columns = x.shape[-2:]
     ends = group_list.long()
-    valid = (ends.diff(prepend=ends.new_zeros(1)) >= 0).all() & (ends[-1] == rows)
+    valid = is_running_sum(ends) & (ends[-1] == rows)
     check_values(_check, "group_list", group_list, valid, f"non-decreasing and end with the {rows} rows")
     group = group_of_rows(ends, rows).clamp_max(len(ends) - 1)
     start = torch.cat((ends.new_zeros(1), ends[:-1]))[group]

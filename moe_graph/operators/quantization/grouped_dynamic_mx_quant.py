@@ -19,7 +19,7 @@ from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization import mx
 from moe_graph.operators.quantization.dynamic_mx_quant import check_modes
-from moe_graph.operators.quantization.int8 import check_values, group_of_rows
+from moe_graph.operators.quantization.int8 import check_values, group_of_rows, is_running_sum
 
 _check = Checks("npu_grouped_dynamic_mx_quant")
 
@@ -63,7 +63,7 @@ def _computed(
     _check.value("blocksize", blocksize, (mx.BLOCK,))
     if not (form is mx.E1M2 and scale_alg == 2 and dst_type_max == 1.875):
         check_modes(_check, form, round_mode, scale_alg, dst_type_max)
-    valid = (group_index.diff(prepend=group_index.new_zeros(1)) >= 0).all() & (group_index[-1] == x.shape[0])
+    valid = is_running_sum(group_index) & (group_index[-1] == x.shape[0])
     check_values(_check, "group_index", group_index, valid, f"non-decreasing and end with the {x.shape[0]} rows")
     return quantized_in_groups(x.float(), group_index.long(), form, round_mode, scale_alg, dst_type_max)
 

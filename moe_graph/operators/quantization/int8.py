@@ -43,6 +43,11 @@ def group_of_rows(ends: Tensor, rows: int) -> Tensor:
     return torch.searchsorted(ends, torch.arange(rows, device=ends.device, dtype=ends.dtype), right=True)
 
 
+def is_running_sum(ends: Tensor) -> Tensor:
+    """The truth value of: `ends` [G] is a running sum of the sizes of groups, of which none is below 0."""
+    return (ends.diff(prepend=ends.new_zeros(1)) >= 0).all()
+
+
 def check_values(check: Checks, argument: str, values: Tensor, valid: Tensor, allowed: str) -> None:
     """Raise ValueError unless the one truth value `valid` holds; where `moe_graph.foundation.settings.checks_values` says so.
 

@@ -18,7 +18,7 @@ from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType, renamed
 from moe_graph.operators.quantization import destination, hifloat8, mx
-from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows, is_running_sum
 
 _check = Checks("npu_quant_max")
 
@@ -28,7 +28,7 @@ def _computed(
 ) -> tuple[Tensor, Tensor]:
     mx.only_on_950("npu_quant_max")
     _check.dtype("x", x, (torch.float32, torch.float16, torch.bfloat16))
-    if maximum == INT8_MAX or maximum < INT8_MAX:
+    if maximum <= INT8_MAX:
         _check.refuse("dst_dtype", "float8_e5m2, float8_e4m3fn or hifloat8", "an integer type")
     if round_mode == "hybrid" and maximum == hifloat8.MAXIMUM:
         raise NotImplementedError(
@@ -42,7 +42,7 @@ def _computed(
         amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
         return destination.rounded(x.float() * scale, maximum), amax
     rows = x.shape[0]
-    valid = (group_list.diff(prepend=group_list.new_zeros(1)) >= 0).all() & (group_list[-1] == rows)
+    valid = is_running_sum(group_list) & (group_list[-1] == rows)
     check_values(_check, "group_list", group_list, valid, f"non-decreasing and end with the {rows} rows")
     group = group_of_rows(group_list, rows).clamp_max(groups - 1)
     factors = scale[group].view(rows, *[1] * (x.dim() - 1))

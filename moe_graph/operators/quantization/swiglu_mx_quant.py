@@ -26,7 +26,7 @@ from moe_graph.operators.ge import GeKernel, GeType
 from moe_graph.operators.quantization import mx
 from moe_graph.operators.quantization.dynamic_mx_quant import check_modes
 from moe_graph.operators.quantization.grouped_dynamic_mx_quant import quantized_in_groups
-from moe_graph.operators.quantization.int8 import check_values
+from moe_graph.operators.quantization.int8 import check_values, is_running_sum
 
 _check = Checks("npu_swiglu_mx_quant")
 
@@ -85,7 +85,7 @@ def _computed(
         raise NotImplementedError("npu_swiglu_mx_quant: activate_dim must be -1 with group_index, -2 is not served")
     rows = values.shape[:-1].numel()
     ends = (group_index.cumsum(0) if group_mode == 0 else group_index).long()
-    valid = (ends.diff(prepend=ends.new_zeros(1)) >= 0).all() & (ends[-1] <= rows)
+    valid = is_running_sum(ends) & (ends[-1] <= rows)
     check_values(_check, "group_index", group_index, valid, f"groups of x's {rows} rows")
     if axis == -2:
         _check.rank("x", x, (2,), "[M, 2H] with group_index and axis -2")

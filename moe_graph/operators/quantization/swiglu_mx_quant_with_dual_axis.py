@@ -24,7 +24,7 @@ from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.quantization import mx
 from moe_graph.operators.quantization.dynamic_mx_quant import check_modes
 from moe_graph.operators.quantization.grouped_dynamic_mx_quant import quantized_in_groups
-from moe_graph.operators.quantization.int8 import check_values
+from moe_graph.operators.quantization.int8 import check_values, is_running_sum
 from moe_graph.operators.quantization.swiglu_mx_quant import activated
 
 _FORWARD, _BACKWARD = "npu_swiglu_mx_quant_with_dual_axis", "_npu_swiglu_backward_mx_quant_with_dual_axis"
@@ -53,7 +53,7 @@ def _along_both(
     else:
         check, ends, rows = Checks(name), group_index.long(), values.shape[0]
         check.rank("group_index", group_index, (1,), "[G]")
-        valid = (ends.diff(prepend=ends.new_zeros(1)) >= 0).all() & (ends[-1] <= rows)
+        valid = is_running_sum(ends) & (ends[-1] <= rows)
         check_values(check, "group_index", group_index, valid, f"non-decreasing and end within the {rows} rows")
         second, scale2 = quantized_in_groups(values, ends, form, round_mode, scale_alg)
     return mx.stored(first, form), mx.in_pairs(codes, -1), mx.stored(second, form), scale2

@@ -21,7 +21,7 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.quantization import destination
-from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows
+from moe_graph.operators.quantization.int8 import INT8_MAX, check_values, group_of_rows, is_running_sum
 
 _check = Checks("npu_swiglu_quant")
 STATIC, DYNAMIC = 0, 1
@@ -67,7 +67,7 @@ def swiglu_quant(
     group = None
     if group_index is not None:
         ends = group_index.cumsum(0) if group_list_type == 1 else group_index
-        valid = (ends.diff(prepend=ends.new_zeros(1)) >= 0).all() & (ends[-1] <= len(rows))
+        valid = is_running_sum(ends) & (ends[-1] <= len(rows))
         check_values(_check, "group_index", group_index, valid, f"groups of x's {len(rows)} rows")
         group = group_of_rows(ends, len(rows))
     factors = _of_rows(smooth_scales, group)
