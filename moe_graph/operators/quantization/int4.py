@@ -1,4 +1,7 @@
-"""Values of four bits, eight of them in an int32: how torch_npu hands int4 tensors over. Element i lies in the bits from 4 * (i % 8) on."""
+"""Values of four bits, eight of them in an int32: how torch_npu hands int4 tensors over. Element i lies in the bits from 4 * (i % 8) on.
+
+Float4, and int4 that was cast, lie two to a byte, the first in the low half.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,16 @@ def unpacked(words: Tensor) -> Tensor:
     """int32 [..., K / 8] -> int8 [..., K], from -8 to 7."""
     nibbles = (words.unsqueeze(-1).to(torch.int64) >> (4 * torch.arange(PER_WORD))) & 0xF
     return torch.where(nibbles > INT4_MAX, nibbles - 16, nibbles).flatten(-2).to(torch.int8)
+
+
+def in_bytes(codes: Tensor) -> Tensor:
+    """Codes of four bits, one in each uint8 [..., K], K even -> two to a byte [..., K / 2]."""
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def of_bytes(x: Tensor) -> Tensor:
+    """What `in_bytes` made, one code in each uint8 again."""
+    return torch.stack((x & 0xF, x >> 4), -1).flatten(-2)
 
 
 def carried(values: Tensor) -> Tensor:

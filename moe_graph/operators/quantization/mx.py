@@ -19,6 +19,7 @@ operators and the reference functions beside their kernels (ops-nn, quant/dynami
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from moe_graph.foundation import product
 from moe_graph.operators import dtypes
 from moe_graph.operators.ge import GeType
+from moe_graph.operators.quantization import int4
 
 BLOCK = 32
 NAN_CODE = 255
@@ -56,7 +58,7 @@ class Format:
     @property
     def exponent(self) -> int:
         """The exponent of the largest value: the document's emax."""
-        return int(torch.frexp(torch.tensor(self.maximum)).exponent) - 1
+        return math.frexp(self.maximum)[1] - 1
 
 
 E2M1 = Format("DT_FLOAT4_E2M1", 6.0, 1, 0)
@@ -146,12 +148,12 @@ def stored(elements: Tensor, form: Format) -> Tensor:
         return elements
     if elements.shape[-1] % 2:
         raise ValueError(f"the last dimension of float4 values must be even, got {elements.shape[-1]}")
-    return elements[..., 0::2] | (elements[..., 1::2] << 4)
+    return int4.in_bytes(elements)
 
 
 def elements_of(x: Tensor, form: Format) -> Tensor:
     """What `stored` made, one code in each element again."""
-    return x if form.dtype is not None else torch.stack((x & 0xF, x >> 4), -1).flatten(-2)
+    return x if form.dtype is not None else int4.of_bytes(x)
 
 
 def power(codes: Tensor) -> Tensor:

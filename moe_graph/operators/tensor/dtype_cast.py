@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.quantization import elements
+from moe_graph.operators.quantization import elements, int4
 
 
 def dtype_cast(x: Tensor, dtype: torch.dtype | int, input_dtype: int | None = None, *_: Any) -> Tensor:
     """A copy of x in `dtype`, a torch.dtype or torch's or torch_npu's number for one; input_dtype: what x's bytes are."""
     source = elements.NAMES.get(input_dtype, "") if input_dtype is not None else ""
-    carried = torch.stack((x & 0xF, x >> 4), -1).flatten(-2) if source in elements.FOUR_BITS else x
+    carried = int4.of_bytes(x) if source in elements.FOUR_BITS else x
     values = elements.values_of(carried, source)
     target = elements.NAMES.get(dtype, "") if isinstance(dtype, int) else ""
     if not target or target == "DT_FLOAT8_E8M0":
@@ -30,7 +30,7 @@ def dtype_cast(x: Tensor, dtype: torch.dtype | int, input_dtype: int | None = No
         return made
     if made.dim() == 0 or made.shape[-1] % 2:
         raise ValueError(f"npu_dtype_cast: the last dimension must be even to become {target}, got {list(x.shape)}")
-    return made[..., 0::2] | (made[..., 1::2] << 4)
+    return int4.in_bytes(made)
 
 
 def _torch_dtype(dtype: torch.dtype | int) -> torch.dtype:
