@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from moe_graph.operators.cache import pages
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 
@@ -43,12 +44,10 @@ def _put(check: Checks, name: str, rows: Tensor, cache: Tensor, slots: Tensor) -
     else:
         wanted = f"[blocks, block_size, {rows.shape[1]}, {rows.shape[2]}] or NZ [blocks, {width // strip}, block_size, {strip}]"
         check.refuse(f"{name}_cache", wanted, tuple(cache.shape))
-    size = by_token.shape[1]
-    kept = slots >= 0
-    chosen = slots[kept].long()
-    if bool((chosen >= len(cache) * size).any()):
-        check.refuse("slot_indices", f"below {len(cache) * size}, the cache's slots", slots.tolist())
-    by_token[chosen // size, chosen % size] = rows[kept].reshape(-1, *by_token.shape[2:])
+    count = by_token.shape[:2].numel()
+    if bool((slots >= count).any()):
+        check.refuse("slot_indices", f"below {count}, the cache's slots", slots.tolist())
+    pages.write(by_token, rows, slots, nz=False, page_size=by_token.shape[1])
 
 
 OPERATOR = of_torch_npu("_npu_reshape_and_cache", reshape_and_cache, namespace="atb")
