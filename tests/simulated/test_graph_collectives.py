@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+import torch_npu
 
 from expert_parallel import ranks
 
@@ -53,3 +55,17 @@ def test_products_fused_with_communication(size):
     printed = ranks.run(FUSED, size, device="npu")
     missing = [f"{name} {rank}" for name in NAMES for rank in range(size) if f"equal {name} {rank}\n" not in printed]
     assert not missing, printed[-3000:]
+
+
+@pytest.mark.parametrize(
+    "operator, modes",
+    [("npu_all_to_all_quant_matmul", (7, 2)), ("npu_quant_matmul_all_to_all", (3, 2))],
+)
+@pytest.mark.parametrize("scale", [torch.ones(3), torch.zeros(1)], ids=["several", "one zero"])
+def test_a_scale_that_is_not_served_is_refused(operator, modes, scale):
+    x = torch.ones(4, 4).npu()
+    wanted = rf"{operator}: common_scale must be left out, it is not served, got shape \({len(scale)},\)"
+    with pytest.raises(RuntimeError, match=wanted):
+        getattr(torch_npu, operator)(
+            x, x, "group", 2, common_scale=scale.npu(), x1_quant_mode=modes[0], x2_quant_mode=modes[1]
+        )

@@ -18,7 +18,6 @@ Float32 inside, rounded once. Not served: other axes, mx quantization (modes 6 a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,15 +111,15 @@ def matmul_all_to_all(
 
 
 def _refuse_quantization(
-    check: Checks, modes: tuple[int | None, int | None], wanted: tuple[int, int], given: Any
+    check: Checks, modes: tuple[int | None, int | None], wanted: tuple[int, int], **given: Tensor | None
 ) -> None:
     if modes != wanted:
         raise NotImplementedError(
             check.message("x1_quant_mode and x2_quant_mode", f"{wanted}, others are not served", modes)
         )
     for name, value in given.items():
-        if value not in (None, 0, -1):
-            raise NotImplementedError(check.message(name, "left out, it is not served", value))
+        if value is not None:
+            raise NotImplementedError(check.message(name, "left out, it is not served", f"shape {tuple(value.shape)}"))
 
 
 def _result(check: Checks, number: int | None) -> torch.dtype:
@@ -168,7 +167,7 @@ def all_to_all_quant_matmul(
     """y and all2all_out. Raises NotImplementedError for another way to quantise, ValueError as the module's document says."""
     check = _check_quant
     given = dict(common_scale=common_scale, x1_offset=x1_offset, x2_offset=x2_offset, x1_scale=x1_scale)
-    _refuse_quantization(check, (x1_quant_mode, x2_quant_mode), (_DYNAMIC_TOKEN, _CHANNEL), given)
+    _refuse_quantization(check, (x1_quant_mode, x2_quant_mode), (_DYNAMIC_TOKEN, _CHANNEL), **given)
     check.value("x1_quant_dtype", x1_quant_dtype, tuple(_FLOAT8))
     assert x1_quant_dtype is not None
     return _gathered_float8(
@@ -239,7 +238,7 @@ def quant_matmul_all_to_all(
     """y. Raises NotImplementedError for another way to quantise, ValueError as the module's document says."""
     check = _check_quant_back
     given = dict(common_scale=common_scale, x1_offset=x1_offset, x2_offset=x2_offset)
-    _refuse_quantization(check, (x1_quant_mode, x2_quant_mode), (_TOKEN, _CHANNEL), given)
+    _refuse_quantization(check, (x1_quant_mode, x2_quant_mode), (_TOKEN, _CHANNEL), **given)
     return _spread_float8(x1, x2, x1_scale, x2_scale, bias, hcom, world_size, all2all_axes, _result(check, y_dtype))
 
 
@@ -292,7 +291,7 @@ def _ge_all_to_all_matmul(
     if not x1_quant_mode and not x2_quant_mode:
         return all_to_all_matmul(x1, weight, group, world_size, bias, all2all_axes, alltoall_out_flag)
     given = dict(comm_scale=comm_scale, x1_offset=x1_offset, x2_offset=x2_offset, x1_scale=x1_scale)
-    _refuse_quantization(_check_quant, (x1_quant_mode, x2_quant_mode), (_DYNAMIC_TOKEN, _CHANNEL), given)
+    _refuse_quantization(_check_quant, (x1_quant_mode, x2_quant_mode), (_DYNAMIC_TOKEN, _CHANNEL), **given)
     quantized = {35: torch.float8_e5m2, 36: torch.float8_e4m3fn}  # GE's numbers
     _check_quant.value("x1_quant_dtype", x1_quant_dtype, tuple(quantized))
     sizes = (group, world_size, all2all_axes, quantized[x1_quant_dtype], _GE_RESULTS[y_dtype], alltoall_out_flag)
@@ -327,7 +326,7 @@ def _ge_matmul_all_to_all(
     if not x1_quant_mode and not x2_quant_mode:
         return matmul_all_to_all(x1, weight, group, world_size, bias, all2all_axes)
     given = dict(comm_scale=comm_scale, x1_offset=x1_offset, x2_offset=x2_offset)
-    _refuse_quantization(_check_quant_back, (x1_quant_mode, x2_quant_mode), (_TOKEN, _CHANNEL), given)
+    _refuse_quantization(_check_quant_back, (x1_quant_mode, x2_quant_mode), (_TOKEN, _CHANNEL), **given)
     return _spread_float8(x1, weight, x1_scale, x2_scale, bias, group, world_size, all2all_axes, _GE_RESULTS[y_dtype])
 
 
