@@ -23,6 +23,7 @@ from moe_graph.dumps.model import Descriptor, Graph
 from moe_graph.dumps.reading_definition import from_definition
 from moe_graph.engine import graph as planning
 from moe_graph.engine.errors import GraphError
+from moe_graph.engine.evaluator import compute
 from moe_graph.engine.graph import Node
 
 # A result's shape depends on values, which a fake tensor has none of.
@@ -92,13 +93,8 @@ def _run(node: Node, values: dict[Slot, Tensor], found: list[Finding]) -> list[T
     fed = [None if slot is None else values.get(slot) for slot in node.slots]
     if any(slot is not None and value is None for slot, value in zip(node.slots, fed)):
         return None
-    arguments = [
-        None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]
-        for position in node.bound
-    ]
-    assert node.kernel is not None
     try:
-        results = node.kernel.function(*arguments, **node.attributes)
+        return compute(node, fed)
     except _BY_VALUE:
         return None
     except Exception as error:
@@ -106,11 +102,6 @@ def _run(node: Node, values: dict[Slot, Tensor], found: list[Finding]) -> list[T
             return None
         found.append(Finding(ERROR, str(node), f"its kernel refuses what it reads: {error}"))
         return None
-    return (
-        [results]
-        if isinstance(results, Tensor)
-        else [t for r in results for t in ([r] if isinstance(r, Tensor) else r)]
-    )
 
 
 def _asks_for_values(error: Exception) -> bool:

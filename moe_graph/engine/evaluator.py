@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -149,12 +149,8 @@ def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> l
     for description, value in zip(node.inputs, fed):
         if description.name in node.kernel.assigns and value is not None and _is_constant(value, plan):
             raise KernelError(f"{node} assigns to its input {description.name!r}, which is a constant of the graph")
-    arguments = [
-        None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]
-        for position in node.bound
-    ]
     try:
-        results = flat(node.kernel.function(*arguments, **node.attributes))
+        results = compute(node, fed)
     except Exception as error:
         raise KernelError(f"{node} failed on {_describe(node, fed)}: {error}") from error
     if len(results) != len(node.outputs):
@@ -169,8 +165,16 @@ def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> l
     return results
 
 
-def flat(results: object) -> list[Tensor]:
-    """A kernel's results as one list."""
+def compute(node: Node, fed: Sequence[Tensor | None]) -> list[Tensor]:
+    """What a node's kernel gives for the values of its inputs, as one list. Raises what the kernel raises."""
+    arguments = [
+        None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]
+        for position in node.bound
+    ]
+    return _flat(node.kernel.function(*arguments, **node.attributes))
+
+
+def _flat(results: object) -> list[Tensor]:
     if isinstance(results, Tensor):
         return [results]
     return [tensor for result in results for tensor in ([result] if isinstance(result, Tensor) else result)]

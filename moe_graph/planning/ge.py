@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from moe_graph.engine import graph as ge_graph
-from moe_graph.engine.evaluator import flat
+from moe_graph.engine.evaluator import compute
 from moe_graph.planning import traffic
 from moe_graph.planning.errors import PlanError
 from moe_graph.planning.rehearsal import Rehearsal, Step
@@ -142,19 +142,10 @@ class _Ge:
             ) from error
 
     def _computed(self, node: ge_graph.Node, fed: Sequence[Tensor | None]) -> list[Tensor]:
-        arguments = [
-            None if position is None else [fed[p] for p in position] if isinstance(position, list) else fed[position]
-            for position in node.bound
-        ]
-        assert node.kernel is not None
-        results = flat(node.kernel.function(*arguments, **node.attributes))
         return [
-            value if isinstance(value, FakeTensor) or _is_number(value) else self._without_values(value)
-            for value in results
+            value if isinstance(value, FakeTensor) or _is_number(value) else self._fake(value.shape, value.dtype)
+            for value in compute(node, fed)
         ]
-
-    def _without_values(self, value: Tensor) -> Tensor:
-        return self._fake(tuple(value.shape), value.dtype)
 
     def _noted(self, node: ge_graph.Node, output: int) -> Tensor | None:
         """What torchair says of this result: the FX tensor that it is."""
