@@ -8,21 +8,13 @@ belong to the definition, too.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from moe_graph.definitions import newer, reg_op
+from moe_graph.definitions import newer, reg_op, torchair_sources
 from moe_graph.definitions.definition import Attribute, Definition
 
-_FOLDER = Path("dynamo", "torchair")
-_FILES = (
-    Path("_ge_concrete_graph", "auto_generated_ge_raw_ops.py"),
-    Path("_ge_concrete_graph", "dynamic_output_ops.py"),
-    Path("ge", "_ge_graph.py"),
-)
 _REG_OP = re.compile(r'"""\s*(REG_OP\((\w+)\).*?)"""(.*?)(?=\n@auto_convert|\Z)', re.DOTALL)
 _WRITTEN = re.compile(r'op\.attr\["([a-z]\w*)"\]\.(\w+(?:\.\w+)?)')
 _KINDS = {
@@ -76,12 +68,7 @@ def _of_torchair(ge_type: str) -> Definition | None:
 @functools.cache
 def _texts() -> dict[str, tuple[str, str]]:
     """GE type -> its REG_OP text in torchair, and the function's body."""
-    wheel = importlib.util.find_spec("torch_npu")
-    if wheel is None or wheel.origin is None:
-        return {}
-    folder = Path(wheel.origin).parent / _FOLDER
-    sources = ((folder / name).read_text() for name in _FILES if (folder / name).is_file())
     found: dict[str, tuple[str, str]] = {}  # of a type with two texts the first: the kernels agree with it
-    for match in (match for source in sources for match in _REG_OP.finditer(source)):
+    for match in (match for source in torchair_sources.sources() for match in _REG_OP.finditer(source)):
         found.setdefault(match[2], (match[1].replace("\\n", "\n"), match[3]))
     return found

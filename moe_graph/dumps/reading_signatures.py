@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-_FOLDER = Path("dynamo", "torchair")
-_FILES = (
-    Path("_ge_concrete_graph", "auto_generated_ge_raw_ops.py"),
-    Path("_ge_concrete_graph", "dynamic_output_ops.py"),
-    Path("ge", "_ge_graph.py"),
-)
+from moe_graph.definitions import torchair_sources
+
 _DECORATOR = "@auto_convert_to_tensor("
 _NOT_ATTRIBUTES = frozenset({"dependencies", "node_name"})
 
@@ -46,26 +40,17 @@ class Signature:
 
 def available() -> bool:
     """Are torchair's sources installed? Without them a "py" dump names no inputs and shows no defaults."""
-    return bool(_sources())
+    return bool(torchair_sources.sources())
 
 
 @functools.cache
 def signature(kind: str) -> Signature | None:
     """Of the function for GE type `kind`; None if torch_npu is not installed or declares none."""
-    for source in _sources():
+    for source in torchair_sources.sources():
         at = source.find(f"\ndef {kind}(")
         if at >= 0:
             return _parse(source, at + 1, kind)
     return None
-
-
-@functools.cache
-def _sources() -> tuple[str, ...]:
-    wheel = importlib.util.find_spec("torch_npu")
-    if wheel is None or wheel.origin is None:
-        return ()
-    folder = Path(wheel.origin).parent / _FOLDER
-    return tuple((folder / name).read_text() for name in _FILES if (folder / name).is_file())
 
 
 def _parse(source: str, at: int, kind: str) -> Signature | None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_graph.dumps import Descriptor, Edge, Graph, Node, read, reading_signatures, summarise, torchair_py
+from moe_graph.definitions import torchair_sources
+from moe_graph.dumps import Descriptor, Edge, Graph, Node, read, summarise, torchair_py
 from moe_graph.dumps.inspect import main
 from moe_graph.dumps.summary import plain
 
@@ -95,7 +96,7 @@ def test_a_folder_tells_source_lines(capsys):
 
 
 def test_without_torchairs_sources_a_py_dump_says_less_and_what_to_install(capsys, monkeypatch):
-    monkeypatch.setattr(reading_signatures, "_sources", lambda: ())
+    monkeypatch.setattr(torchair_sources, "sources", lambda: ())
     monkeypatch.setattr(torchair_py, "signature", lambda kind: None)
     code, out, err = run(capsys, DUMPS / "dynamo_original_graph_1.py", "--json")
     assert code == 0 and "pip install torch_npu" in err
