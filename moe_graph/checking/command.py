@@ -6,11 +6,10 @@ The module (a dotted name, or a file) imports its converters and holds `moe_grap
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+
+from moe_graph.foundation import given_module, starting
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,16 +17,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="moe-graph check", description=__doc__.partition("\n\n")[0])
     parser.add_argument("module", metavar="MODULE", help="a module, or a .py file, that holds ConverterChecks")
     options = parser.parse_args(argv)
-    from moe_graph.simulator import SimulatorError, device
-
-    try:
-        device.start()
-    except SimulatorError as error:
-        print(f"moe_graph: {error}", file=sys.stderr)
+    if not starting.has_device("check"):
         return 1
     from moe_graph.checking.declared import ConverterCheck
 
-    found = [value for value in vars(_module(options.module)).values() if isinstance(value, ConverterCheck)]
+    found = [value for value in vars(given_module.load(options.module)).values() if isinstance(value, ConverterCheck)]
     if not found:
         print(f"moe_graph: {options.module} holds no ConverterCheck", file=sys.stderr)
         return 2
@@ -35,15 +29,3 @@ def main(argv: Sequence[str]) -> int:
     for report in reports:
         print(report)
     return int(any(not report.ok for report in reports))
-
-
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        sys.path.insert(0, "")
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location("moe_graph_checked", name)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"moe_graph: {name} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

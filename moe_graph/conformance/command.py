@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moe_graph.foundation import starting
+
 if TYPE_CHECKING:
     from moe_graph.conformance.cases import Case
     from moe_graph.conformance.run import Outcome
@@ -46,12 +48,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _simulated() -> bool:
-    try:
-        from moe_graph import simulator
-    except RuntimeError as error:
-        if type(error).__name__ != "SimulatorError":
-            raise
-        print(f"moe_graph: {error}", file=sys.stderr)
+    simulator = starting.simulator()
+    if simulator is None:
         return False
     if not simulator.is_active():
         print("moe_graph: the walk needs the simulated device, which stands aside for CANN", file=sys.stderr)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_graph.foundation import given_module, starting
 from moe_graph.foundation.output_path import output_path
 
 _UNITS = {
@@ -34,7 +33,7 @@ SETTINGS = ("build", "world", "rank", "mode", "dynamic", "arguments", "tokens")
 def main(argv: Sequence[str]) -> int:
     """Run the command: 0; 1 if the plan cannot be made, 3 if it does not fit into --memory."""
     options = _parser().parse_args(argv)
-    if not _start(options):
+    if not starting.has_device("plan"):
         return 1
     from moe_graph.planning import report
     from moe_graph.planning.errors import PlanError
@@ -176,27 +175,12 @@ def _function(place: str | None) -> Callable[..., Any]:
     source, _, name = (place or "").rpartition(":")
     if not source or not name:
         raise PlanError(f"what is to be planned must be FILE:FUNCTION, such as model.py:build, got {place!r}")
-    if source.endswith(".py"):
-        if not os.path.exists(source):
-            raise PlanError(f"there is no file {source!r}")
-        found = getattr(_module(source), name, None)
-    else:
-        sys.path.insert(0, "")
-        found = getattr(importlib.import_module(source), name, None)
+    if source.endswith(".py") and not os.path.exists(source):
+        raise PlanError(f"there is no file {source!r}")
+    found = getattr(given_module.load(source), name, None)
     if not callable(found):
         raise PlanError(f"{source} has no function {name!r}")
     return found
-
-
-def _module(path: str) -> Any:
-    """The module in a file, under a name of its own, which Dynamo finds it by."""
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    name = f"planned_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    made = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
 
 
 @contextlib.contextmanager
@@ -211,20 +195,3 @@ def _rank(world: int | None, rank: int) -> Iterator[None]:
         raise PlanError(f"rank must be at least 0 and below the world's size {world}, got {rank}")
     with lone_rank.alone(world, rank):
         yield
-
-
-def _start(options: argparse.Namespace) -> bool:
-    try:
-        from moe_graph import simulator
-    except RuntimeError as error:
-        if type(error).__name__ != "SimulatorError":
-            raise
-        print(f"moe_graph: {error}", file=sys.stderr)
-        return False
-    return bool(simulator.is_active()) or _npu_is_there()
-
-
-def _npu_is_there() -> bool:
-    import torch
-
-    return hasattr(torch, "npu") and torch.npu.is_available()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moe_graph.foundation import starting
 from moe_graph.foundation.output_path import output_path_or_stdout
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.soc is not None:
         os.environ["MOE_GRAPH_SIM_SOC"] = options.soc
-    if not _start():
+    if not starting.has_device("verify"):
         return 1
     from moe_graph.verification import machine, operators, report
 
@@ -65,26 +66,6 @@ def main(argv: Sequence[str]) -> int:
             with open(options.json, "w", encoding="utf-8") as file:
                 file.write(text)
     return int(any(outcome.failed for outcome in outcomes) or any(finding.failed for finding in findings))
-
-
-def _start() -> bool:
-    """A device to run on: the NPU where CANN is, else the simulated one. False, with a line on stderr, if there is neither."""
-    try:
-        from moe_graph import simulator  # importing it starts the device, and leaves a machine with CANN alone
-    except RuntimeError as error:
-        if type(error).__name__ != "SimulatorError":
-            raise
-        print(f"moe_graph: {error}", file=sys.stderr)
-        return False
-    if simulator.is_active():
-        return True
-    import torch
-    import torch_npu  # noqa: F401
-
-    if torch.npu.is_available():
-        return True
-    print("moe_graph: CANN is installed, and torch_npu sees no NPU: verify has nothing to run on", file=sys.stderr)
-    return False
 
 
 def _walk(quick: bool, simulated: bool) -> list[Outcome]:

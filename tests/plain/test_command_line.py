@@ -98,6 +98,17 @@ def test_a_start_that_fails_is_one_line(script):
     assert run.stderr == "moe_graph: MOE_GRAPH_SIM_DEVICES must be a number from 1 to 64, got '0'\n"
 
 
+@on_simulator
+@pytest.mark.parametrize(
+    "arguments", [("check", "checks.py"), ("conformance",), ("plan", "model.py:build"), ("verify", "--quick")]
+)
+def test_a_device_that_cannot_start_is_one_line_of_each_command(arguments, monkeypatch):
+    monkeypatch.setenv("MOE_GRAPH_SIM_SOC", "A5")
+    run = command(*arguments)
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr == "moe_graph: MOE_GRAPH_SIM_SOC must be one of A2, A3, 950, got 'A5'\n"
+
+
 def test_status():
     run = command("status")
     assert run.returncode == 0 and "npu::npu_moe_re_routing" in run.stdout and "converter" in run.stdout

@@ -1,0 +1,27 @@
+"""The module that a command is given."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def load(place: str) -> ModuleType:
+    """The module that a dotted name or a .py file stands for, with what `python -m` or `python FILE` would have on the path for it.
+
+    That of a file has a name of its own in `sys.modules`, where dataclasses and Dynamo look for it.
+    """
+    if not place.endswith(".py"):
+        sys.path.insert(0, "")
+        return importlib.import_module(place)
+    sys.path.insert(0, os.path.dirname(os.path.abspath(place)))
+    name = f"moe_graph_given_{Path(place).stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None and spec.loader is not None  # of every name that ends with .py
+    made = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
