@@ -28,7 +28,7 @@ from torch import Tensor
 
 from moe_graph.operators import dtypes
 from moe_graph.operators.declaration import declare
-from moe_graph.operators.ge import GeKernel, Planned, Tensors, type_of_input
+from moe_graph.operators.ge import GeKernel, Planned, Tensors
 from moe_graph.operators.matmul import grouped_matmul_float8, scaled_operands
 from moe_graph.operators.matmul.grouped_matmul_checks import (
     ACTIVATIONS,
@@ -312,8 +312,8 @@ def _ge_grouped_matmul(
     if transpose_weight or transpose_x:
         raise ValueError("transpose_weight and transpose_x must be false, as torchair sets them")
     kinds = (
-        scaled_operands.ge_name(type_of_input(node, 0), x[0]),
-        scaled_operands.ge_name(type_of_input(node, len(x)), weight[0]),
+        scaled_operands.ge_name(node, 0, x[0]),
+        scaled_operands.ge_name(node, len(x), weight[0]),
     )
     if any(kinds):
         lists = {"bias": bias, "scale": scale, "offset": offset, "antiquant_scale": antiquant_scale}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, GeType, Planned, Tensors, type_of_input
+from moe_graph.operators.ge import GeKernel, GeType, Planned, Tensors
 from moe_graph.operators.matmul import grouped_matmul_swiglu_float8, scaled_operands
 from moe_graph.operators.matmul.grouped_rows import CUMSUM, scaled, segments, weights
 from moe_graph.operators.quantization.int8 import dynamic_int8
@@ -158,7 +158,7 @@ def _ge_grouped_matmul_swiglu_quant_v2(
     """GE GroupedMatmulSwigluQuantV2. A matrix that is left out comes as one tensor of no elements."""
     if transpose_weight or bias is not None:
         raise NotImplementedError("GroupedMatmulSwigluQuantV2: transpose_weight must be false and bias not fed")
-    names = [scaled_operands.ge_name(type_of_input(node, at), tensor) for at, tensor in ((0, x), (3, weight[0]))]
+    names = [scaled_operands.ge_name(node, at, tensor) for at, tensor in ((0, x), (3, weight[0]))]
     if any(names):
         _without_assist(smooth_scale, [matrix for matrix in weight_assist_matrix if matrix.numel()] or None)
         if quant_dtype.packed:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from moe_graph.operators import dtypes
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, GeType, Planned, type_of_input
+from moe_graph.operators.ge import GeKernel, GeType, Planned
 from moe_graph.operators.matmul import scaled_operands
 from moe_graph.operators.quantization import int4, mx
 from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
@@ -223,7 +223,7 @@ def _ge_quant_batch_matmul_v4(
     check_group_sizes("npu_quant_matmul", of_group_size(group_size), x1_scale)
     left, x1_scale = turned(x1, x1_scale, transpose_x1)
     right, scale = turned(x2, x2_scale, transpose_x2)
-    names = scaled_operands.ge_name(type_of_input(node, 0), x1), scaled_operands.ge_name(type_of_input(node, 1), x2)
+    names = scaled_operands.ge_name(node, 0, x1), scaled_operands.ge_name(node, 1, x2)
     if scaled_operands.FLOAT4 == names[1] and right.shape[-2] * 2 == left.shape[-1]:
         right = _unpacked_behind(right, columns=scale.shape[-2])
     if any(names) or _has_blocks(x1, x2_scale, x1_scale):

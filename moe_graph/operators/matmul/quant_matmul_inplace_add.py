@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
-from moe_graph.operators.ge import GeKernel, Planned, type_of_input
+from moe_graph.operators.ge import GeKernel, Planned
 from moe_graph.operators.matmul import scaled_operands
 from moe_graph.operators.matmul.quant_matmul import check_group_sizes, of_group_size, turned
 from moe_graph.operators.quantization import hifloat8, mx
@@ -101,7 +101,7 @@ def _ge_quant_batch_matmul_inplace_add(
     check_group_sizes("npu_add_quant_matmul_", of_group_size(group_size), x1_scale)
     left, x1_scale = turned(x1, x1_scale, transpose_x1)
     right, scale = turned(x2, x2_scale, transpose_x2)
-    names = (scaled_operands.ge_name(type_of_input(node, 0), x1), scaled_operands.ge_name(type_of_input(node, 1), x2))
+    names = (scaled_operands.ge_name(node, 0, x1), scaled_operands.ge_name(node, 1, x2))
     return _added(y, left, names[0], right, names[1], x1_scale, scale)
 
 

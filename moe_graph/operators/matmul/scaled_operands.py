@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators import dtypes
+from moe_graph.operators.ge import Planned, type_of_input
 from moe_graph.operators.quantization import elements, hifloat8, mx
 
 _E8M0 = getattr(torch, "float8_e8m0fnu", None)
@@ -35,8 +36,9 @@ def name_of(argument: str, x: Tensor, number: int | None) -> str:
     return _NUMBERS[number]
 
 
-def ge_name(described: str, x: Tensor) -> str:
-    """The same of an operand in a graph, whose descriptor says `described`."""
+def ge_name(node: Planned, position: int, x: Tensor) -> str:
+    """The same of an operand in a graph, the node's input at this position."""
+    described = type_of_input(node, position)
     return described if "FLOAT8" in described or "FLOAT4" in described else _NAMES.get(x.dtype, "")
 
 
