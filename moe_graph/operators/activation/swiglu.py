@@ -37,11 +37,26 @@ def fake(x: Tensor, dim: int = -1) -> Tensor:
     return x.new_empty(_half(x, dim))
 
 
+def gated(values: Tensor, dim: int = -1, activate_left: bool = True) -> Tensor:
+    """silu(A) * B of the halves of float32 values along dim, A the left one if activate_left, else the right; not rounded."""
+    left, right = values.chunk(2, dim)
+    active, linear = (left, right) if activate_left else (right, left)
+    return torch.nn.functional.silu(active) * linear
+
+
+def gated_in_pairs(values: Tensor, clamp_limit: float, glu_alpha: float, glu_bias: float) -> Tensor:
+    """gpt-oss's: A, B the even and the odd elements of the last dimension, clamped (A from above alone).
+
+    A * sigmoid(glu_alpha * A) * (B + glu_bias) of float32 values, not rounded."""
+    active = values[..., ::2].clamp(max=clamp_limit)
+    linear = values[..., 1::2].clamp(-clamp_limit, clamp_limit)
+    return active * torch.sigmoid(glu_alpha * active) * (linear + glu_bias)
+
+
 def swiglu(x: Tensor, dim: int = -1) -> Tensor:
     """silu(A) * B of the halves A, B of `input` [..., 2 H, ...] along `dim` -> [..., H, ...], dtype of `input`."""
     _check_arguments(_check, x, dim)
-    left, right = x.float().chunk(2, dim)
-    return (torch.nn.functional.silu(left) * right).to(x.dtype)
+    return gated(x.float(), dim).to(x.dtype)
 
 
 def _check_gradient(grad_output: Tensor, x: Tensor, dim: int) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators import dtypes
+from moe_graph.operators.activation.swiglu import gated, gated_in_pairs
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, GeType
@@ -222,12 +223,8 @@ def _dequantized(rows: Tensor, group: Tensor | None, options: Options) -> Tensor
 
 def _swiglu(values: Tensor, options: Options) -> Tensor:
     if options.swiglu_mode == 0:
-        left, right = values.chunk(2, -1)
-        active, linear = (left, right) if options.activate_left else (right, left)
-        return torch.nn.functional.silu(active) * linear
-    active = values[:, ::2].clamp(max=options.clamp_limit)
-    linear = values[:, 1::2].clamp(-options.clamp_limit, options.clamp_limit)
-    return active * torch.sigmoid(options.glu_alpha * active) * (linear + options.glu_bias)
+        return gated(values, -1, options.activate_left)
+    return gated_in_pairs(values, options.clamp_limit, options.glu_alpha, options.glu_bias)
 
 
 def _ge_dequant_swiglu_quant(

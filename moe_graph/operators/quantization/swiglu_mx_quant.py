@@ -20,6 +20,7 @@ import math
 import torch
 from torch import Tensor
 
+from moe_graph.operators.activation.swiglu import gated, gated_in_pairs
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
@@ -29,19 +30,6 @@ from moe_graph.operators.quantization.grouped_dynamic_mx_quant import quantized_
 from moe_graph.operators.quantization.int8 import check_values, is_running_sum
 
 _check = Checks("npu_swiglu_mx_quant")
-
-
-def activated(x: Tensor, dim: int, activate_left: bool) -> Tensor:
-    """silu(A) * B of the halves of x along dim, rounded to x's dtype."""
-    left, right = x.float().chunk(2, dim)
-    active, linear = (left, right) if activate_left else (right, left)
-    return (torch.nn.functional.silu(active) * linear).to(x.dtype)
-
-
-def _clipped(x: Tensor, limit: float, alpha: float, bias: float) -> Tensor:
-    glu = x[..., ::2].float().clamp(max=limit)
-    linear = x[..., 1::2].float().clamp(-limit, limit)
-    return (glu * torch.sigmoid(alpha * glu) * (linear + bias)).to(x.dtype)
 
 
 def _computed(
@@ -75,11 +63,12 @@ def _computed(
     if not (math.isfinite(clamp_limit) and clamp_limit > 0):
         _check.refuse("clamp_limit", "positive and finite", clamp_limit)
     if swiglu_mode == 1:
-        values = _clipped(x, clamp_limit, glu_alpha, glu_bias)
+        values = gated_in_pairs(x.float(), clamp_limit, glu_alpha, glu_bias)
     else:
-        values = activated(x, activate_dim, activate_left)
+        values = gated(x.float(), activate_dim, activate_left)
+    values = values.to(x.dtype).float()  # rounded before it is quantised
     if group_index is None:
-        elements, codes = mx.quantized(values.float(), axis, form, round_mode, scale_alg)
+        elements, codes = mx.quantized(values, axis, form, round_mode, scale_alg)
         return elements, mx.in_pairs(codes, axis)
     if activate_dim == -2:
         raise NotImplementedError("npu_swiglu_mx_quant: activate_dim must be -1 with group_index, -2 is not served")
@@ -89,9 +78,9 @@ def _computed(
     check_values(_check, "group_index", group_index, valid, f"groups of x's {rows} rows")
     if axis == -2:
         _check.rank("x", x, (2,), "[M, 2H] with group_index and axis -2")
-        return quantized_in_groups(values.float(), ends, form, round_mode, scale_alg)
+        return quantized_in_groups(values, ends, form, round_mode, scale_alg)
     used = (torch.arange(rows) < ends[-1]).view(*values.shape[:-1], 1)
-    elements, codes = mx.quantized(values.float().masked_fill(~used, 0), -1, form, round_mode, scale_alg)
+    elements, codes = mx.quantized(values.masked_fill(~used, 0), -1, form, round_mode, scale_alg)
     return elements, mx.in_pairs(codes, -1)
 
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_graph.operators.activation.swiglu import gated
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.quantization import mx
 from moe_graph.operators.quantization.dynamic_mx_quant import check_modes
 from moe_graph.operators.quantization.grouped_dynamic_mx_quant import quantized_in_groups
 from moe_graph.operators.quantization.int8 import check_values, is_running_sum
-from moe_graph.operators.quantization.swiglu_mx_quant import activated
 
 _FORWARD, _BACKWARD = "npu_swiglu_mx_quant_with_dual_axis", "_npu_swiglu_backward_mx_quant_with_dual_axis"
 
@@ -71,7 +71,7 @@ def swiglu_mx_quant_with_dual_axis(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y1, mxscale1, y2, mxscale2, as the module's document says. Raises ValueError for what it excludes."""
     form = _checked(_FORWARD, x, round_mode, scale_alg, dst_type, dst_type_max)
-    values = activated(x, -1, activate_left).float()
+    values = gated(x.float(), -1, activate_left).to(x.dtype).float()
     return _along_both(_FORWARD, values, group_index, form, round_mode, scale_alg)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_graph.operators.activation.swiglu import gated
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.quantization import destination
@@ -61,9 +62,7 @@ def swiglu_quant(
             offsets if offsets is None else offsets.shape,
         )
     rows = x.reshape(-1, x.shape[-1]).float()
-    left, right = rows.chunk(2, -1)
-    active, linear = (left, right) if activate_left else (right, left)
-    values = torch.nn.functional.silu(active) * linear
+    values = gated(rows, -1, activate_left)
     group = None
     if group_index is not None:
         ends = group_index.cumsum(0) if group_list_type == 1 else group_index
