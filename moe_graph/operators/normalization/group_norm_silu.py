@@ -23,14 +23,9 @@ def group_norm_silu(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, group: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and rstd. Raises ValueError if `group` does not divide C."""
-    if group < 1 or x.shape[1] % group:
-        _check.refuse("group", f"a divisor of C = {x.shape[1]}", group)
-    values = x.float().reshape(x.shape[0], group, -1)
+    values = statistics.grouped(_check, "group", x, group)
     mean, rstd = statistics.moments(values, (-1,), eps)
-    y = ((values - mean) * rstd).view(x.shape)
-    channels = (1, -1, *(1,) * (x.dim() - 2))
-    y = y if weight is None else y * weight.float().view(channels)
-    y = y if bias is None else y + bias.float().view(channels)
+    y = statistics.affine(((values - mean) * rstd).view(x.shape), weight, bias)
     dtype = x.dtype if weight is None or bias is None else weight.dtype
     return torch.nn.functional.silu(y).to(x.dtype), mean.squeeze(-1).to(dtype), rstd.squeeze(-1).to(dtype)
 

@@ -29,9 +29,9 @@ def group_norm_swish(
     swish_scale: float | None = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, mean and rstd. Raises ValueError if num_groups does not divide C."""
-    values = _grouped(x, num_groups)
+    values = statistics.grouped(_check, "num_groups", x, num_groups)
     mean, rstd = statistics.moments(values, (-1,), 1e-5 if eps is None else eps)
-    y = _affine(((values - mean) * rstd).view(x.shape), weight, bias)
+    y = statistics.affine(((values - mean) * rstd).view(x.shape), weight, bias)
     out = y * torch.sigmoid(y * (1.0 if swish_scale is None else swish_scale))
     return out.to(x.dtype), mean.squeeze(-1).to(weight.dtype), rstd.squeeze(-1).to(weight.dtype)
 
@@ -50,13 +50,14 @@ def group_norm_swish_grad(
     """The gradients of input, weight and bias."""
     scale = 1.0 if swish_scale is None else swish_scale
     deviation = rstd.float().unsqueeze(-1)
-    normalized = (_grouped(x, num_groups) - mean.float().unsqueeze(-1)) * deviation
+    values = statistics.grouped(_check, "num_groups", x, num_groups)
+    normalized = (values - mean.float().unsqueeze(-1)) * deviation
     by_channel = normalized.view(x.shape)
-    y = _affine(by_channel, weight, bias)
+    y = statistics.affine(by_channel, weight, bias)
     gate = torch.sigmoid(y * scale)
     of_y = grad.float() * (gate + y * scale * gate * (1 - gate))
     others = (0, *range(2, x.dim()))
-    through = (of_y * weight.float().view(_channels(x))).reshape(normalized.shape)
+    through = (of_y * statistics.by_channel(weight, x)).reshape(normalized.shape)
     wanted = (
         lambda: statistics.gradient(through, normalized, deviation, (-1,)).view(x.shape).to(x.dtype),
         lambda: (of_y * by_channel).sum(others).to(weight.dtype),
@@ -64,20 +65,6 @@ def group_norm_swish_grad(
     )
     first, second, third = (make() if asked else None for make, asked in zip(wanted, grad_input_mask))
     return first, second, third
-
-
-def _grouped(x: Tensor, groups: int) -> Tensor:
-    if groups < 1 or x.shape[1] % groups:
-        _check.refuse("num_groups", f"a divisor of C = {x.shape[1]}", groups)
-    return x.float().reshape(x.shape[0], groups, -1)
-
-
-def _channels(x: Tensor) -> tuple[int, ...]:
-    return (1, -1, *(1,) * (x.dim() - 2))
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x * weight.float().view(_channels(x)) + bias.float().view(_channels(x))
 
 
 OPERATOR = of_torch_npu("npu_group_norm_swish", group_norm_swish)
