@@ -76,7 +76,7 @@ def indexing(
             dimension += 1
     if x.dim() > MOST_DIMENSIONS:
         _check.refuse("the result", f"of at most {MOST_DIMENSIONS} dimensions", x.dim())
-    return x.contiguous().clone()
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def indexing_out(
