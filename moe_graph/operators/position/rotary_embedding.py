@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
+from moe_graph.operators.position.rotation import turned
 
 _check = Checks("_npu_rotary_embedding")
 
@@ -29,15 +30,13 @@ def rotary_embedding(
         _check.refuse("cos_sin_cache", f"[positions, {head_size}], an even head_size", tuple(cos_sin_cache.shape))
     if bool(((flat < 0) | (flat >= len(cos_sin_cache))).any()):
         _check.refuse("positions", f"from 0 to {len(cos_sin_cache) - 1}", flat.tolist())
-    cos, sin = cos_sin_cache[flat].float().unsqueeze(1).chunk(2, -1)
+    angles = cos_sin_cache[flat].unsqueeze(1).chunk(2, -1)
+    mode = "half" if is_neox_style else "interleave"
+    cos, sin = (torch.cat((a, a), -1) if is_neox_style else a.repeat_interleave(2, -1) for a in angles)
     for name, x in (("query", query), ("key", key)):
         if x.shape[0] != len(flat) or x.numel() % max(len(flat) * head_size, 1):
             _check.refuse(name, f"of {len(flat)} rows of heads of {head_size}", f"shape {tuple(x.shape)}")
-        heads = x.reshape(len(flat), -1, head_size).float()
-        one, two = heads.chunk(2, -1) if is_neox_style else (heads[..., ::2], heads[..., 1::2])
-        turned = (one * cos - two * sin, two * cos + one * sin)
-        joined = torch.cat(turned, -1) if is_neox_style else torch.stack(turned, -1)
-        x.copy_(joined.reshape(x.shape))
+        x.copy_(turned(x.reshape(len(flat), -1, head_size), cos, sin, mode).reshape(x.shape))
 
 
 OPERATOR = of_torch_npu("_npu_rotary_embedding", rotary_embedding, namespace="atb")
