@@ -22,9 +22,8 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rot
 
     Raises ValueError for another mode than half and interleave, if the product is not Ascend 950.
     """
-    product = current_product().name
-    if rotary_mode in MODES[2:] and product != "950":
-        raise ValueError(f"rotary_mode must be half or interleave on {product}, got {rotary_mode!r}")
+    if rotary_mode in MODES[2:] and current_product().name != "950":
+        raise ValueError(f"rotary_mode must be half or interleave on {current_product().name}, got {rotary_mode!r}")
     if rotate is None:
         return turned(x, r1, r2, rotary_mode).to(x.dtype)
     if rotate.shape != (x.shape[-1], x.shape[-1]):
