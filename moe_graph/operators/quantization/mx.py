@@ -90,9 +90,9 @@ def of_number(name: str, number: int, allowed: Collection[Format] = (*FLOAT4, *F
     return found
 
 
-def of_ge(name: str, ge_type: GeType, allowed: Collection[Format] = (*FLOAT4, *FLOAT8)) -> Format:
+def of_ge(name: str, ge_type: GeType) -> Format:
     """The format of a GE attribute."""
-    return of_name(name, ge_type.name, allowed)
+    return of_name(name, ge_type.name)
 
 
 def of_name(name: str, ge_name: str, allowed: Collection[Format] = (*FLOAT4, *FLOAT8)) -> Format:
