@@ -100,7 +100,13 @@ def test_a_start_that_fails_is_one_line(script):
 
 @on_simulator
 @pytest.mark.parametrize(
-    "arguments", [("check", "checks.py"), ("conformance",), ("plan", "model.py:build"), ("verify", "--quick")]
+    "arguments",
+    [
+        ["check", "checks.py"],
+        pytest.param(["conformance"], marks=pytest.mark.slow),
+        pytest.param(["plan", "model.py:build"], marks=pytest.mark.slow),
+        pytest.param(["verify", "--quick"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_device_that_cannot_start_is_one_line_of_each_command(arguments, monkeypatch):
     monkeypatch.setenv("MOE_GRAPH_SIM_SOC", "A5")
