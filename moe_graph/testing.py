@@ -272,7 +272,7 @@ def lower(
     Raises:
         RuntimeError: if there is neither an NPU nor the simulated device. What Dynamo, torchair or the engine raise is passed on.
     """
-    torchair = _torchair()
+    need_npu()
     calls = [inputs, *more_inputs]
     result = Lowered()
     if fakes.is_described(model, calls):
@@ -287,14 +287,9 @@ def lower(
                 copy.deepcopy((model, call)) if isinstance(model, torch.nn.Module) else (model, copy.deepcopy(call))
             )
             result.expected.append(reference(*arguments))
-        torch._dynamo.reset()
         on_npu = copy.deepcopy(model).to("npu") if isinstance(model, torch.nn.Module) else model
-        config = torchair.CompilerConfig() if config is None else config
-        if mode is not None:
-            config.mode = mode
-        backend = torchair.get_npu_backend(compiler_config=config)
-        compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
-        with _recorded(result.graphs):
+        compiled = lowering.compiled(on_npu, dynamic=dynamic, fullgraph=fullgraph, config=config, mode=mode)
+        with recorded(result.graphs):
             for call in calls:
                 outputs = compiled(*_moved(copy.deepcopy(call), "npu"))
                 result.outputs.append(_moved(outputs, "cpu"))
@@ -305,20 +300,19 @@ def _moved(values: Any, device: str) -> Any:
     return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
 
 
-def _torchair() -> Any:
+def need_npu() -> None:
+    """Raises RuntimeError where there is neither an NPU nor the simulated device."""
     if not (hasattr(torch, "npu") and torch.npu.is_available()):
         raise RuntimeError(
             "lowering needs an NPU or the simulated device: start pytest with --npu-sim, "
             "or import moe_graph.simulator first"
         )
-    import torchair
-
-    return torchair
 
 
 @contextmanager
-def _recorded(graphs: list[Any]) -> Iterator[None]:
-    """Keep every graph that torchair loads, or prepares for capture, on the simulated device as on an NPU."""
+def recorded(graphs: list[Any]) -> Iterator[None]:
+    """Inside the block `graphs` takes every graph that torchair loads (`Graph`), or prepares for capture (`CapturedGraph`), on the
+    simulated device as on an NPU."""
     from torchair._acl_concrete_graph.fx2acl_converter import AclConcreteGraph
     from torchair.core._backend import TorchNpuGraph
 

@@ -9,8 +9,7 @@ host         no tensor of the graph is on the host       captured    the operato
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from moe_graph.checking.report import FAILED, LEFT_OUT, PASSED, ConverterReport,
 from moe_graph.checking.samples import OpOverload, Sample, as_samples, never_given
 from moe_graph.checking.shapes import check_shapes
 from moe_graph.dumps.reading_definition import from_definition
+from moe_graph.planning import lowering
 
 _FIRST_LINE = 400  # characters of an error that are shown
 
@@ -58,7 +58,7 @@ def check_converter(
     overload = _overload(operator)
     calls = as_samples(samples)
     check = _Check(overload, calls, (rtol, atol))
-    testing._torchair()
+    testing.need_npu()
     for sample in calls if opcheck else ():
         check.row("operator", sample, partial(_opcheck, overload, sample))
     for sample in calls:
@@ -183,20 +183,9 @@ def _eager(overload: OpOverload, sample: Sample) -> list[Any]:
         return [*tree_leaves(overload(*moved.args, **moved.kwargs)), *moved.tensors]
 
 
-@contextmanager
-def _compiled(
-    overload: OpOverload, sample: Sample, dynamic: bool, mode: str
-) -> Iterator[Callable[[Sample], list[Any]]]:
+def _compiled(overload: OpOverload, sample: Sample, dynamic: bool, mode: str) -> Callable[[Sample], list[Any]]:
     """The call of one form, compiled: what its tensors are changes, all else is of the graph."""
-    torchair = testing._torchair()
-
-    call = sample.call_with_tensors(overload)
-    torch._dynamo.reset()
-    config = torchair.CompilerConfig()
-    config.mode = mode
-    compiled = torch.compile(
-        call, backend=torchair.get_npu_backend(compiler_config=config), dynamic=dynamic, fullgraph=True
-    )
+    compiled = lowering.compiled(sample.call_with_tensors(overload), dynamic=dynamic, mode=mode)
 
     def run(other: Sample) -> list[Any]:
         moved = other.on("npu")
@@ -204,11 +193,12 @@ def _compiled(
         with torch.no_grad(), torch._dynamo.config.patch(specialize_int=True, specialize_float=True):
             return [*tree_leaves(compiled(*moved.tensors)), *moved.tensors]
 
-    yield run
+    return run
 
 
 def _run(overload: OpOverload, same: list[Sample], dynamic: bool, graphs: list[Any], tolerances: tuple) -> str:
-    with testing._recorded(graphs), _compiled(overload, same[0], dynamic, "max-autotune") as run:
+    run = _compiled(overload, same[0], dynamic, "max-autotune")
+    with testing.recorded(graphs):
         for sample in same:
             difference = _difference(run(sample), _eager(overload, sample), tolerances)
             if difference:
@@ -262,6 +252,6 @@ def _read(definition: Any, count: int) -> str:
 
 
 def _captured(overload: OpOverload, sample: Sample, tolerances: tuple) -> str:
-    with _compiled(overload, sample, False, "reduce-overhead") as run:
-        run(sample)
-        return _difference(run(sample), _eager(overload, sample), tolerances)  # the second call is a replay
+    run = _compiled(overload, sample, False, "reduce-overhead")
+    run(sample)
+    return _difference(run(sample), _eager(overload, sample), tolerances)  # the second call is a replay

@@ -189,17 +189,24 @@ def called(
 ) -> tuple[list[LoweredGraph], list[Any]]:
     """The same for a module and arguments that are fake tensors of `fake_mode` on the NPU. Arguments as `moe_graph.testing.lower`'s;
     `dump`: a folder for torchair's dumps of every kind."""
-    import torchair
-
     graphs: list[LoweredGraph] = []
     outputs = []
+    with torch.no_grad(), recorded(graphs, dump), fake_mode:
+        run = compiled(on_npu, dynamic=dynamic, fullgraph=fullgraph, config=config, mode=mode)
+        for call in calls:
+            outputs.append(run(*call))
+    return graphs, outputs
+
+
+def compiled(
+    on_npu: Callable, *, dynamic: bool | None, fullgraph: bool = True, config: Any = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """A module or function on the NPU, compiled by torchair with nothing left of earlier compilations. Arguments as `called`'s."""
+    import torchair
+
     config = torchair.CompilerConfig() if config is None else config
     if mode is not None:
         config.mode = mode
     torch._dynamo.reset()
-    with torch.no_grad(), recorded(graphs, dump), fake_mode:
-        backend = torchair.get_npu_backend(compiler_config=config)
-        compiled = torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
-        for call in calls:
-            outputs.append(compiled(*call))
-    return graphs, outputs
+    backend = torchair.get_npu_backend(compiler_config=config)
+    return torch.compile(on_npu, backend=backend, dynamic=dynamic, fullgraph=fullgraph)

@@ -73,7 +73,7 @@ def test_host_inputs_are_named():
     rows = torch.tensor([2, 0])  # indexing takes a tensor on the CPU
     backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
     torch._dynamo.reset()
-    with testing._recorded(graphs):
+    with testing.recorded(graphs):
         compiled = torch.compile(lambda x, rows, n: x[rows] * n, backend=backend, dynamic=True)
         assert compiled(torch.arange(6.0).view(3, 2).npu(), rows, 3).tolist() == [[12, 15], [0, 3]]
     assert len(graphs[0].host_inputs) == 2
