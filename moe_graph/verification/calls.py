@@ -55,7 +55,7 @@ def _angles(rows: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def calls() -> dict[str, list[Call]]:
-    """Operator's name -> its calls, made anew: a kernel may change its arguments."""
+    """Operator's name -> its calls, made anew each time. Some share tensors: give a kernel copies, it may change them."""
     r = Inputs()
     x, y, wide = r.floats(8, 128), r.floats(8, 128), r.floats(8, 256)
     gamma, beta = r.floats(128), r.floats(128)

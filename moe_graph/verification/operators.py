@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from moe_graph import operators
+from moe_graph.foundation.transforms import tensors
 from moe_graph.operators.declaration import Operator, is_defined
 from moe_graph.verification.calls import Call, calls
 from moe_graph.verification.run import Status
@@ -41,18 +43,17 @@ class Finding:
 
 def walk(pattern: str = "*", report: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
     """Every declared operator whose name matches, on the current NPU against its reference; each finding is reported as it comes."""
-    findings = []
+    findings, known = [], calls()
     for qualified, operator in sorted(operators.every().items()):
         if not fnmatch.fnmatch(operator.name, pattern):
             continue
-        for finding in _of(qualified, operator):
+        for finding in _of(qualified, operator, known.get(operator.name)):
             findings.append(finding)
             report(finding)
     return findings
 
 
-def _of(qualified: str, operator: Operator) -> Iterator[Finding]:
-    known = calls().get(operator.name)
+def _of(qualified: str, operator: Operator, known: list[Call] | None) -> Iterator[Finding]:
     if known is None:
         yield Finding(qualified, 0, Status.NOT_SERVED, "no call is known")
         return
@@ -65,11 +66,11 @@ def _of(qualified: str, operator: Operator) -> Iterator[Finding]:
 
 def _run(qualified: str, operator: Operator, number: int, call: Call) -> Finding:
     args, kwargs = copy.deepcopy((call.args, call.kwargs))
-    expected = _tensors(operator.reference(*args, **kwargs))
+    expected = list(tensors(operator.reference(*args, **kwargs)))
     try:
-        on_device = (_moved(call.args, "npu"), _moved(call.kwargs, "npu"))
+        args, kwargs = _moved((call.args, call.kwargs), "npu")
         with torch.no_grad():
-            found = _moved(_tensors(operator.overload(*on_device[0], **on_device[1])), "cpu")
+            found = _moved(list(tensors(operator.overload(*args, **kwargs))), "cpu")
     except Exception as error:  # whatever a device makes of a call is the finding, and the next call is still made
         return Finding(qualified, number, Status.RAISED, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     if len(found) != len(expected):
@@ -101,15 +102,5 @@ def _difference(found: Tensor, wanted: Tensor) -> str | None:
     return f"{int(wrong.sum())} of {wrong.numel()} elements, the first at {list(place)}: kernel {found[place]}, reference {wanted[place]}"
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [tensor for item in value or () for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _moved(value: Any, device: str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: _moved(item, device) for name, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
+def _moved(values: Any, device: str) -> Any:
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
