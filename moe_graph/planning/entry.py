@@ -83,7 +83,7 @@ class Plan:
     @property
     def moved(self) -> int:
         """Bytes read and written by all nodes."""
-        return sum(step.read + step.written for step in self.steps)
+        return sum(step.moved for step in self.steps)
 
     @property
     def node_types(self) -> Counter[str]:

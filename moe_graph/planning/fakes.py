@@ -20,11 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 
-def described(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor of this shape and dtype without memory: one on the device "meta"."""
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
 def is_described(*values: Any) -> bool:
     """Is there a tensor without memory among these, or among the parameters and buffers of a module?"""
     return any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in _tensors(values))

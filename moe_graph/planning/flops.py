@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from moe_graph.planning import traffic
 
 Given = dict[str, Any]
 _formulas: dict[str, Callable[[Given, list[Tensor]], int]] = {}
@@ -27,9 +28,7 @@ def count(operator: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) 
     own = _formulas.get(operator._schema.name.removesuffix("_functional"))
     if own is None:
         return 0
-    return int(
-        own(named(operator, args, kwargs), [value for value in tree_leaves(result) if isinstance(value, Tensor)])
-    )
+    return int(own(named(operator, args, kwargs), traffic.tensors(result)))
 
 
 def is_upper_bound(operator: torch._ops.OpOverload) -> bool:

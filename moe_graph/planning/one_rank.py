@@ -15,13 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._guards import TracingContext
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from moe_graph.planning import communication, lowering, routing, traffic
+from moe_graph.planning import communication, fakes, lowering, routing, traffic
 from moe_graph.simulator.communication import lone_rank
 from moe_graph.simulator.runtime import launches
 
@@ -158,7 +157,7 @@ def alone(
     Gives the graphs that torchair lowers. `tokens`: the distribution of tokens over experts (`moe_graph.planning.routing`).
     """
     graphs: list[lowering.LoweredGraph] = []
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    mode = fakes.fake_mode()
     numbers = Alone(tokens)
     lone_rank.exchange_observers.append(numbers.exchanged)
     try:

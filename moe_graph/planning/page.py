@@ -10,7 +10,7 @@ from moe_graph.dumps.reading_definition import from_definition
 from moe_graph.planning import roofline
 from moe_graph.planning.entry import Plan
 from moe_graph.planning.rehearsal import Step
-from moe_graph.planning.report import bytes_in_words, group_in_words, number_in_words
+from moe_graph.planning.report import bytes_in_words, group_in_words, number_in_words, rank_in_words, received_in_words
 
 
 def write(plan: Plan, path: str | Path) -> None:
@@ -25,32 +25,25 @@ def write(plan: Plan, path: str | Path) -> None:
         )
         for step in plan.steps
     }
-    where = f", rank {plan.rank} of {plan.world}" if plan.world > 1 else ""
     title = (
-        f"memory of the device over the nodes{where}: {bytes_in_words(held)} of parameters, caches and inputs, and results up to "
-        f"{bytes_in_words(plan.memory.results)}; a click shows the node. Marks below: collectives"
+        f"memory of the device over the nodes{rank_in_words(plan)}: {bytes_in_words(held)} of parameters, caches and inputs, and "
+        f"results up to {bytes_in_words(plan.memory.results)}; a click shows the node. Marks below: collectives"
     )
     html.write(graph, path, costs, title)
 
 
 def _rows(step: Step, seconds: dict[str, float]) -> tuple[tuple[str, str], ...]:
-    moved = step.read + step.written
     rows = [
         ("operations", ("at most " if step.flops_are_bound else "") + number_in_words(step.flops)),
         ("read", bytes_in_words(step.read)),
         ("written", bytes_in_words(step.written)),
         ("live", bytes_in_words(step.live)),
     ]
-    if step.flops and moved:
-        rows.append(("operations a byte", f"{step.flops / moved:.1f}"))
+    if step.flops and step.moved:
+        rows.append(("operations a byte", f"{step.flops / step.moved:.1f}"))
     for message in step.communication:
-        taken = "as the tokens go" if message.received is None else bytes_in_words(message.received)
-        rows.append(
-            (
-                message.operator,
-                f"ranks {group_in_words(message.ranks)}: {bytes_in_words(message.given)} given, {taken} received",
-            )
-        )
+        sizes = f"{bytes_in_words(message.given)} given, {received_in_words(message.received)} received"
+        rows.append((message.operator, f"ranks {group_in_words(message.ranks)}: {sizes}"))
     rows.append(("estimate", f"{1e6 * seconds[step.name]:.2f} us"))
     if step.line:
         rows.append(("line", step.line))

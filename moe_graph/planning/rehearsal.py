@@ -50,6 +50,11 @@ class Step:
     communication: tuple[communication.Message, ...] = ()
     dtype: str = ""
 
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return self.read + self.written
+
 
 @dataclass
 class Rehearsal:

@@ -13,12 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_graph.planning import communication, roofline
+from moe_graph.planning import communication
 from moe_graph.planning.entry import CAPTURED, Plan
 from moe_graph.planning.rehearsal import Step
 
 SCHEMA = "moe_graph plan 1"
-GIB = 1 << 30
 _WIDTH = 140
 _MOST = 12  # rows of a table of nodes
 _PARTS = ("parameters", "buffers", "caches", "inputs", "results")
@@ -60,7 +59,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _node(step: Step) -> dict[str, Any]:
-    moved = step.read + step.written
     return {
         "name": step.name,
         "type": step.type,
@@ -71,7 +69,7 @@ def _node(step: Step) -> dict[str, Any]:
         "written": step.written,
         "allocated": step.allocated,
         "live": step.live,
-        "intensity": step.flops / moved if moved else 0.0,
+        "intensity": step.flops / step.moved if step.moved else 0.0,
         "sent": sum(message.given for message in step.communication),
     }
 
@@ -79,8 +77,7 @@ def _node(step: Step) -> dict[str, Any]:
 def show(plan: Plan) -> None:
     """Print the tables of a plan."""
     console = _console()
-    where = f", rank {plan.rank} of {plan.world}" if plan.world > 1 else ""
-    console.rule(f"{plan.graph.name} ({plan.mode}){where}: {len(plan.steps)} nodes", align="left")
+    console.rule(f"{plan.graph.name} ({plan.mode}){rank_in_words(plan)}: {len(plan.steps)} nodes", align="left")
     console.print(_memory(plan))
     lines = {step.name: step.line for step in plan.steps}
     peak = _table("at the peak live", "node", "bytes", "line")
@@ -123,8 +120,8 @@ def _communication(plan: Plan) -> Table:
     table = _table("communication of this rank", "group", "operator", "calls", "given", "received")
     for ranks, operators in communication.by_group(plan.messages).items():
         for name, (calls, given, received) in operators.items():
-            taken = "as the tokens go" if received is None else bytes_in_words(received)
-            table.add_row(group_in_words(ranks), name, str(calls), bytes_in_words(given), taken)
+            sizes = bytes_in_words(given), received_in_words(received)
+            table.add_row(group_in_words(ranks), name, str(calls), *sizes)
     return table
 
 
@@ -197,11 +194,6 @@ def advice(plan: Plan, limit: int) -> list[str]:
     return found
 
 
-def estimate_of(plan: Plan, step: Step) -> float:
-    """Seconds of one node by the roofline."""
-    return roofline.seconds(step, plan.figures)
-
-
 def bytes_in_words(size: float) -> str:
     """1536 -> '1.5 KiB'."""
     if abs(size) < 1024:
@@ -214,6 +206,16 @@ def number_in_words(value: float) -> str:
     """2.5e12 -> '2.5 T'."""
     power = min(int(math.log10(abs(value)) // 3), 5) if abs(value) >= 1000 else 0
     return f"{value / 1000**power:.3g} {' kMGTP'[power]}".strip()
+
+
+def received_in_words(size: int | None) -> str:
+    """The bytes received from a collective; None: as many as the values decide."""
+    return "as the tokens go" if size is None else bytes_in_words(size)
+
+
+def rank_in_words(plan: Plan) -> str:
+    """ ", rank 3 of 8", to go on with; "" of one rank alone."""
+    return f", rank {plan.rank} of {plan.world}" if plan.world > 1 else ""
 
 
 def group_in_words(ranks: Sequence[int]) -> str:

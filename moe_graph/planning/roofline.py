@@ -36,7 +36,7 @@ def seconds(step: Step, of: Mapping[str, Any]) -> float:
     rates = of["matrix"]
     rate = rates.get(step.dtype, max(rates.values()))
     sent = sum(max(message.given, message.received or 0) for message in step.communication)
-    return max(step.flops / (rate * 1e12), (step.read + step.written) / (of["memory"] * 1e9), sent / (of["link"] * 1e9))
+    return max(step.flops / (rate * 1e12), step.moved / (of["memory"] * 1e9), sent / (of["link"] * 1e9))
 
 
 def total(steps: Iterable[Step], of: Mapping[str, Any]) -> float:
