@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LARGE = 10_000  # boxes and bends; half of the sweeps must do beyond it, or the page takes longer to write than to read
+
 
 @dataclass(frozen=True)
 class Layers:

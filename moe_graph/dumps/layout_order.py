@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 
-from moe_graph.dumps.layout_layers import Layers
+from moe_graph.dumps.layout_layers import LARGE, Layers
 
 SWEEPS = 12
 
@@ -22,7 +22,7 @@ def arrange(found: Layers) -> list[list[int]]:
     for layer in order:
         _number(layer, at)
     best, fewest = [list(layer) for layer in order], crossings(order, below)
-    for sweep in range(SWEEPS if found.count < 10_000 else SWEEPS // 2):
+    for sweep in range(SWEEPS if found.count < LARGE else SWEEPS // 2):
         down = sweep % 2 == 0
         for layer in order if down else reversed(order):
             others = above if down else below

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_graph.dumps.layout_layers import Layers
+from moe_graph.dumps.layout_layers import LARGE, Layers
 
 GAP = 26.0
 BEND_GAP = 12.0
 SWEEPS = 14
-LARGE = 10_000  # boxes and bends; half of the sweeps must do beyond it, or the page takes longer to write than to read
 # A line through bends is straight before boxes are centred.
 STRAIGHT = 8.0
 

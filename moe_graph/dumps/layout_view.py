@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from moe_graph.dumps.layout import Layout, lay_out
 from moe_graph.dumps.model import INPUT_TYPES, Graph, Node
 from moe_graph.dumps.reading_definition import OUTPUT_TYPE
-from moe_graph.dumps.summary import MOE_TYPES
+from moe_graph.dumps.summary import is_moe
 
 INPUT, OUTPUT, CONSTANT, SHAPE, MOE, CONVERSION, COMPUTE = (
     "input",
@@ -111,16 +109,6 @@ def kinds_of(graph: Graph) -> dict[str, str]:
             kind = CONVERSION if node.type in CONVERSION_TYPES or FX_CONVERSIONS.match(node.type) else COMPUTE
         found[node.name] = kind
     return found
-
-
-def is_moe(node: Node) -> bool:
-    """Is it of an MoE operator, grouped matmul or AlltoAll?"""
-    return _is_moe(node.type)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_moe(kind: str) -> bool:
-    return any(fnmatchcase(kind, pattern) for pattern in MOE_TYPES)
 
 
 def moe_path(graph: Graph) -> frozenset[str]:

@@ -5,6 +5,7 @@ A dump of each kind of the same graph has the same summary, but for what a kind 
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 from collections.abc import Iterator, Mapping
@@ -192,7 +193,7 @@ def summarise(graph: Graph) -> Summary:
         if node.type == OUTPUT_TYPE
         for at, edge in enumerate(edge for edge in node.inputs if edge is not None and not edge.is_control)
     )
-    moe = tuple(_moe(graph, node) for node in graph.nodes if any(fnmatchcase(node.type, t) for t in MOE_TYPES))
+    moe = tuple(_moe(graph, node) for node in graph.nodes if is_moe(node))
     return Summary(
         graph.name,
         graph.kind,
@@ -222,6 +223,16 @@ def data_inputs(graph: Graph, node: Node) -> tuple[Port, ...]:
         edge.node: graph.by_name[edge.node].outputs for edge in node.inputs if edge and edge.node in graph.by_name
     }
     return tuple(Port(name, read_by(node, at, outputs)) for at, name in enumerate(names))
+
+
+def is_moe(node: Node) -> bool:
+    """Is it of an MoE operator, grouped matmul or AlltoAll?"""
+    return _is_moe(node.type)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_moe(kind: str) -> bool:
+    return any(fnmatchcase(kind, pattern) for pattern in MOE_TYPES)
 
 
 def _moe(graph: Graph, node: Node) -> MoeNode:
