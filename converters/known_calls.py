@@ -93,13 +93,11 @@ def hands_out_places(arguments: Arguments) -> bool:
 
     A graph that is trained through (its inputs are named primals) hands them to its gradient as an output.
     """
-    from torchair._utils.check_platform import is_arch35
-
     node = arguments["node"]
     trains = any(other.op == "placeholder" and other.name.startswith("primals") for other in node.graph.nodes)
     readers = [reader for user in node.users if user.args[1] == 1 for reader in user.users]
     harmless = (torch.ops.aten.max_pool2d_with_indices_backward.default, *(("output",) if trains else ()))
-    return any(reader.target not in harmless for reader in readers) and not is_arch35()
+    return any(reader.target not in harmless for reader in readers) and not _is_950()
 
 
 def loses_a_transposition(arguments: Arguments) -> bool:

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from moe_graph.engine import compare
-from moe_graph.engine.difference import describe_difference
 
 _COMPILERS = ("torchair.npu_fx_compiler", "npugraph_ex.npu_fx_compiler")
 
@@ -97,6 +95,4 @@ class Eager(compare.Reference):
         return self.fetch_args_kwargs_from_env(node)
 
     def difference(self, got: Tensor, expected: Any) -> dict[str, Any]:
-        return describe_difference(
-            got, tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, expected), *self._tolerances
-        )
+        return super().difference(got, expected.cpu() if isinstance(expected, Tensor) else expected)
