@@ -164,11 +164,8 @@ class _Ge:
         if whole is not None and any(described.fx_name for described in node.outputs):
             # Once: what the converter put before it is no product and no collective.
             del self._fx_steps[fx]
-            step.flops, step.flops_are_bound, step.communication = (
-                whole.flops,
-                whole.flops_are_bound,
-                whole.communication,
-            )
+            step.flops, step.flops_are_bound, step.dtype = whole.flops, whole.flops_are_bound, whole.dtype
+            step.communication = whole.communication
         if node.type in VIEWS:
             return step
         assigned = node.kernel.assigns if node.kernel is not None else ()

@@ -94,6 +94,8 @@ def test_operations_of_a_graph_of_ge_are_those_of_its_fx_graph():
         of_fx = rehearsed(graph)
         of_ge = ge.rehearse(graph.definition, graph.ge_inputs, of_fx, graph.source_lines)
         assert sum(step.flops for step in of_ge.steps) == sum(step.flops for step in of_fx.steps)
+        products = [{(step.dtype, step.flops) for step in run.steps if step.flops} for run in (of_ge, of_fx)]
+        assert products[0] == products[1] and "" not in dict(products[0])
 
 
 def test_bytes_of_a_product_and_of_a_lookup():
