@@ -44,7 +44,7 @@ def write(graph: Graph, path: str | Path, costs: Mapping[str, Cost] | None = Non
 
 def html(graph: Graph, costs: Mapping[str, Cost] | None = None, title: str = "") -> str:
     """The page. Arguments as `write`'s."""
-    style, script = _part("page.css"), _part("page.js")
+    style, script = _part("page.css"), _part("curve.js") + _part("page.js")
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
     # `<` is all that could end the element the data is in; JSON reads it back from its escape.
     drawn = page_data(graph)

@@ -10,7 +10,7 @@
   const DETAIL = 0.45, TEXT = 0.22, MOST_HITS = 60;
   const hidden = new Set(data.hidden);
   let view, scale = 1, left = 0, top = 0, selected = -1, hover = -1, width = 1, height = 1, colors = {}, mapImage = null;
-  let mapScale = 1, asked = false;
+  let mapScale = 1, asked = false, drawCurve = null;
 
   const readers = data.nodes.map(() => []);
   data.nodes.forEach((node, at) => node.inputs.forEach((input) => {
@@ -64,7 +64,7 @@
     colors.mono = style.getPropertyValue("--mono");
     drawLegend();
     mapImage = null;
-    if (costs) drawCurve();
+    if (drawCurve) drawCurve();
   }
 
   function drawLegend() {
@@ -340,45 +340,6 @@
     resize();
   }
 
-  // ---- memory over the nodes, in the order of the run ----
-
-  function drawCurve() {
-    const own = get("curve"), points = costs.curve, ratio = devicePixelRatio || 1, ink = own.getContext("2d");
-    const wide = own.clientWidth, high = own.clientHeight, most = Math.max(1, ...points.map(([, live]) => live));
-    own.width = wide * ratio;
-    own.height = high * ratio;
-    ink.setTransform(ratio, 0, 0, ratio, 0, 0);
-    ink.fillStyle = colors.cost;
-    ink.globalAlpha = 0.45;
-    ink.beginPath();
-    ink.moveTo(0, high);
-    points.forEach(([, live], place) => {
-      const y = high - (high - 18) * live / most;
-      ink.lineTo(wide * place / points.length, y);
-      ink.lineTo(wide * (place + 1) / points.length, y);
-    });
-    ink.lineTo(wide, high);
-    ink.fill();
-    ink.globalAlpha = 1;
-    ink.fillStyle = colors.sends;
-    points.forEach(([at], place) => {
-      if (sending.has(at)) ink.fillRect(wide * (place + 0.5) / points.length - 1, high - 5, 2, 5);
-    });
-    ink.fillStyle = colors.ink;
-    ink.font = `11px ${colors.sans}`;
-    ink.fillText(costs.title, 8, 13, wide - 16);
-  }
-
-  function startCurve() {
-    const own = get("curve");
-    own.hidden = false;
-    own.addEventListener("click", (event) => {
-      const place = Math.floor(event.offsetX / own.clientWidth * costs.curve.length);
-      if (costs.curve[place]) select(costs.curve[place][0], true);
-    });
-    new ResizeObserver(drawCurve).observe(own);
-  }
-
   function select(at, move) {
     selected = at;
     if (at < 0) { panel.hidden = true; resize(); }
@@ -561,7 +522,7 @@
     for (const [id, kind] of [["constants", "constant"], ["shapes", "shape"]]) get(id).disabled = !data.nodes.some((node) => node.kind === kind);
     get("moe").disabled = get("next").disabled = !moe.length;
     view = prepare();
-    if (costs) startCurve();
+    if (costs) drawCurve = memoryCurve(get("curve"), costs, () => colors, (at) => select(at, true));
     readColors();
     change();
     ({ width, height } = canvas.getBoundingClientRect());
