@@ -354,6 +354,53 @@ def test_grouped(kind):
     check(product, [x, weight, factors, token, torch.tensor(ends)], [y.bfloat16()], modes=modes, rtol=rtol, atol=2**-9)
 
 
+@pytest.mark.parametrize("kinds", [("e4m3", "e5m2"), ("float4", "float4"), ("transposed", "float4")])
+def test_finalize_routing(kinds):
+    """MX: two experts' rows, each times its logit added to its token, and the shared expert's rows."""
+    transposed, of = kinds[0] == "transposed", [kinds[-1] if kind == "transposed" else kind for kind in kinds]
+    rows, inner, width, groups, index = 5, 80, 6, [0, 0, 0, 1, 1], [1, 0, 2, 2, 1]
+    x, left = quantised(of[0], rows, inner, seed=1)
+    weight, right = quantised(of[1], *((2, width, inner) if transposed else (2, inner, width)), seed=2)
+    right = right.transpose(1, 2) if transposed else right
+    (token, of_token), (factors, of_weight) = e8m0(rows, 2, 2, seed=3), e8m0(2, 2, width, 2, seed=4)
+    bias, logit, shared = random(2, width, seed=5).bfloat16(), random(rows, seed=6), random(2, width, seed=7).bfloat16()
+    y = torch.zeros(3, width, dtype=torch.float64)
+    for row, (group, to) in enumerate(zip(groups, index)):
+        for column in range(width):
+            total = float(bias[group, column])
+            for k in range(inner):
+                at = k // 64, k // 32 % 2
+                scale = float(of_token[row, at[0], at[1]] * of_weight[group, at[0], column, at[1]])
+                total += float(left[row, k] * right[group, k, column]) * scale
+            y[to, column] += total * float(logit[row])
+    y[1:] += 0.5 * shared.double()
+    numbers = [NUMBERS.get(kind) for kind in of]
+
+    def routed(x, weight, sizes, factors, bias, token, shared, logit, index):
+        return torch_npu.npu_grouped_matmul_finalize_routing(
+            x,
+            weight.transpose(1, 2) if transposed else weight,
+            sizes,
+            scale=factors,
+            bias=bias,
+            pertoken_scale=token,
+            shared_input=shared,
+            logit=logit,
+            row_index=index,
+            shared_input_weight=0.5,
+            shared_input_offset=1,
+            output_bs=3,
+            x_dtype=numbers[0],
+            w_dtype=numbers[1],
+            scale_dtype=E8M0,
+            pertoken_scale_dtype=E8M0,
+        )
+
+    args = [x, weight, torch.tensor([3, 2]), factors, bias, token, shared, logit, torch.tensor(index)]
+    modes = ("eager",) if transposed else ("eager", "static" if of[0] == "float4" else "dynamic")
+    check(routed, args, [y.float()], modes=modes, rtol=1e-5, atol=1e-4)
+
+
 def test_integers_on_ascend_950():
     """torchair lowers them to QuantBatchMatmulV4 there."""
     x1, left = quantised("int8", 3, 20, seed=1)
