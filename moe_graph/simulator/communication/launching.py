@@ -246,12 +246,6 @@ class Launcher(dist.ProcessGroup):
 
     # ---- what has gone wrong ----
 
-    def _whose(self, told: Call) -> str:
-        group = (
-            "" if self._ranks == list(range(self._size)) and self._id == "0" else f" {self._id}, ranks {self._ranks}"
-        )
-        return f"hccl on the simulated device: {told} failed on rank {self._rank} of {self._size}, group{group or ' WORLD'}"
-
     def disagreement(self, work: SimulatedWork, rows: Tensor) -> dist.DistBackendError:
         """The error of ranks that have met and do not call the same."""
         by_text: dict[str, list[int]] = {}

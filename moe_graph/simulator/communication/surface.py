@@ -45,7 +45,6 @@ class Surface(Launcher):
         self._streams: dict[Any, Any] = {}
         self._communicated = False
         self._grouped: list[SimulatedWork] | None = None
-        self._watchdog = 1
         super().__init__(options, backends)
 
     @staticmethod
@@ -132,8 +131,7 @@ class Surface(Launcher):
     # ---- recovery ----
 
     def set_watchdog_status(self, status: int) -> None:
-        """torch_npu's watchdog: 1 runs, 2 is stopped. Here the waits themselves see what it would."""
-        self._watchdog = status
+        """torch_npu's watchdog: 1 runs, 2 is stopped. Nothing to do: here the waits themselves see what it would."""
 
     def clear_workmeta_list(self) -> None:
         """Forget the works that nobody waits for."""
