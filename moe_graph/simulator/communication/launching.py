@@ -23,6 +23,7 @@ from torch._C._distributed_c10d import ProcessGroupGloo, _DistributedBackendOpti
 
 from moe_graph.simulator.communication import black_box, call, place
 from moe_graph.simulator.communication.call import Call
+from moe_graph.simulator.communication.operands import check_contiguous
 from moe_graph.simulator.communication.order import Order
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import launches, native
@@ -172,10 +173,7 @@ class Launcher(dist.ProcessGroup):
         if kind not in self._meshes:
             raise RuntimeError(f"No backend type associated with device type {kind}")
         for tensor in tensors:
-            if not tensor.is_contiguous():
-                raise ValueError(
-                    f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
-                )
+            check_contiguous(operation, tensor)
         queued = native.may_wait_in_queue() if kind == "npu" else None
         if queued is not None and queued():
             torch.npu.synchronize()

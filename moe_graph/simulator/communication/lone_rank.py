@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed import distributed_c10d as c10d
 
 from moe_graph.simulator.communication import group
+from moe_graph.simulator.communication.operands import check_contiguous
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import launches
 
@@ -43,8 +44,7 @@ def alone(world: int, rank: int) -> Iterator[None]:
         "MASTER_PORT": 1,
     }
     before = {name: os.environ.get(name) for name in said}
-    rendezvous, create = c10d.rendezvous, group._create
-    plugins = dist.Backend._plugins
+    rendezvous, plugins = c10d.rendezvous, dist.Backend._plugins
     plugin = plugins["HCCL"]
     os.environ.update({name: str(value) for name, value in said.items()})
     c10d.rendezvous = lambda *args, **kwargs: iter([(HashStore(), rank, world)])
@@ -54,7 +54,7 @@ def alone(world: int, rank: int) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        c10d.rendezvous, plugins["HCCL"] = rendezvous, plugin._replace(creator_fn=create)
+        c10d.rendezvous, plugins["HCCL"] = rendezvous, plugin
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
@@ -87,10 +87,7 @@ class LoneRank(group.SimulatedHccl):
                     f"{operation}: rank {self._rank} of {self._size} runs without the others, so its tensors must be fake; "
                     f"got one with values, {tensor.dtype} {tuple(tensor.shape)}"
                 )
-            if not tensor.is_contiguous():
-                raise ValueError(
-                    f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
-                )
+            check_contiguous(operation, tensor)
         return self._meshes["npu"], list(tensors)
 
     def _issue(self, work: SimulatedWork, start: Callable[[], Any]) -> SimulatedWork:

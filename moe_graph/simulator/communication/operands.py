@@ -25,6 +25,14 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
+def check_contiguous(operation: str, tensor: Tensor) -> None:
+    """Raises ValueError, as HCCL refuses it, unless the tensor is contiguous."""
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
+        )
+
+
 def size_of(tensor: Tensor) -> int:
     """In bytes."""
     return tensor.numel() * tensor.element_size()
