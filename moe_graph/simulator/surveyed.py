@@ -10,7 +10,6 @@ import atexit
 import ctypes
 import os
 import sys
-import traceback
 from typing import Any
 
 import torch
@@ -48,10 +47,6 @@ def _ended() -> None:
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if error is None:
         return
-    lines = [
-        f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if launches.is_of_the_program(frame.f_code.co_filename)
-    ]
-    if lines:  # else it is a launcher's, whose children say it themselves
-        survey.found(survey.ERROR, type(error).__name__, str(error), lines[-1])
+    line = launches.raised_line(error.__traceback__)
+    if line:  # else it is a launcher's, whose children say it themselves
+        survey.found(survey.ERROR, type(error).__name__, str(error), line)

@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -235,23 +234,13 @@ def _telling(hook: Any) -> Any:
     def tell_first(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if _box is not None and not issubclass(kind, KeyboardInterrupt):
             lines = str(error).strip().splitlines()
-            raised = _line_of(trace)
+            raised = launches.raised_line(trace)
             why = getattr(error, "why", "")
             words = f"{_GAVE_UP}: {why}" if why else f"died of {kind.__name__}: {lines[0] if lines else ''}"
             _box.end(words + (f" (raised at {raised})" if raised else ""))
         hook(kind, error, trace)
 
     return tell_first
-
-
-def _line_of(trace: TracebackType | None) -> str:
-    """The last line of the user's program in a traceback: a frame by itself tells where it is now."""
-    found = ""
-    for frame, number in traceback.walk_tb(trace):
-        code = frame.f_code
-        if launches.is_of_the_program(code.co_filename):
-            found = f"{code.co_filename}:{number} in {code.co_name}"
-    return found
 
 
 def _own_connection(store: dist.Store) -> dist.Store:

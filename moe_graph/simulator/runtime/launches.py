@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -95,19 +96,12 @@ def _has_mask(indices: Any) -> bool:
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
-_LIBRARIES = tuple(
-    str(Path(folder)) + "/"
-    for folder in (
-        Path(__file__).parents[2],
-        Path(torch.__file__).parent,
-        Path(torch.__file__).parents[1] / "torch_npu",
-        Path(torch.__file__).parents[1] / "torchair",
-    )
-)
+_SITE = Path(torch.__file__).parents[1]
 _LIBRARIES = (
-    *_LIBRARIES,
-    typing_extensions.__file__,
-)  # its wrapper stands around functions of torch that are deprecated
+    f"{Path(__file__).parents[2]}/",
+    *(f"{_SITE / name}/" for name in ("torch", "torch_npu", "torchair")),
+    typing_extensions.__file__,  # its wrapper stands around functions of torch that are deprecated
+)
 _STANDARD = sysconfig.get_path("stdlib") + "/"
 _ADDED = sysconfig.get_path("purelib") + "/"
 
@@ -136,3 +130,13 @@ def user_line(frame: FrameType | None = None) -> str:
             return f"{file}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return NO_LINE
+
+
+def raised_line(trace: TracebackType | None) -> str:
+    """'file:line in function' of the last line of the program in a traceback, or "": a frame by itself tells where it is now."""
+    found = ""
+    for frame, number in traceback.walk_tb(trace):
+        code = frame.f_code
+        if is_of_the_program(code.co_filename):
+            found = f"{code.co_filename}:{number} in {code.co_name}"
+    return found
