@@ -31,11 +31,11 @@ class _Arrival:
 
     def __init__(self, group: Messages, mesh: Mesh, work: SimulatedWork, source: int | None, tag: int) -> None:
         self._group, self._told = group, work
-        self._row = torch.empty(call.length(1), dtype=torch.uint8)
+        self._rows = torch.empty(1, call.length(1), dtype=torch.uint8)
         if source is None:
-            self._work = mesh.gloo.recv_anysource([self._row], 2 * tag + 1)
+            self._work = mesh.gloo.recv_anysource([self._rows], 2 * tag + 1)
         else:
-            self._work = mesh.gloo.recv([self._row], source, 2 * tag + 1)
+            self._work = mesh.gloo.recv([self._rows], source, 2 * tag + 1)
         self.source = source
 
     def hold(self, deadline: float) -> bool:
@@ -44,9 +44,7 @@ class _Arrival:
         self._work.wait() if left == float("inf") else self._work.wait(timedelta(seconds=max(left, 0.001)))
         if self.source is None:
             self.source = self._work._source_rank()
-        own = torch.frombuffer(bytearray(self._told.call.row(1)), dtype=torch.uint8)
-        if not call.agree(torch.stack([self._row, own])):
-            raise self._group.refusal(self._told, self.source, self._row)
+        self._group.compare(self._told, self.source, self._rows)
         return True
 
 
@@ -67,10 +65,7 @@ class _OwnArrival:
                     return False
                 raise TimeoutError("no message of this rank to itself has come: Timed out")
             told, data = box.popleft()
-        row = torch.frombuffer(bytearray(told.row(1)), dtype=torch.uint8)
-        own = torch.frombuffer(bytearray(self._told.call.row(1)), dtype=torch.uint8)
-        if not call.agree(torch.stack([row, own])):
-            raise self._group.refusal(self._told, self._group.rank(), row)
+        self._group.compare(self._told, self._group.rank(), told.rows(1))
         self._into.copy_(data)
         return True
 
@@ -105,10 +100,10 @@ class Messages(Launcher):
         else:
 
             def start() -> None:
-                row = torch.frombuffer(bytearray(work.call.row(1)), dtype=torch.uint8)
+                rows = work.call.rows(1)
                 work.start(
                     [
-                        lambda: mesh.gloo.send([row], dstRank, 2 * tag + 1),
+                        lambda: mesh.gloo.send([rows], dstRank, 2 * tag + 1),
                         lambda: mesh.gloo.send([as_bytes(host)], dstRank, 2 * tag),
                     ]
                 )
@@ -162,13 +157,15 @@ class Messages(Launcher):
         work.is_message = True
         return work
 
-    def refusal(self, work: SimulatedWork, source: int, row: Tensor) -> dist.DistBackendError:
-        """The error of a receiver that expects another message than it is sent."""
-        (sent,) = call.texts(row[None])
+    def compare(self, work: SimulatedWork, source: int, rows: Tensor) -> None:
+        """Raises DistBackendError if a receiver expects another message than it is sent, of which `rows` [1, bytes] tell."""
+        if call.agree(torch.cat([rows, work.call.rows(1)])):
+            return
+        (sent,) = call.texts(rows)
         sender = self._ranks[source]
         self._box.note(f"refused a message of rank {sender}, which is in {sent}")
         lines = f"  rank {sender}: {sent}\n  rank {self._ranks[self._rank]}: {work.call}"
-        return self._failed(work, f"rank {sender} sends another size or dtype", lines)
+        raise self._failed(work, f"rank {sender} sends another size or dtype", lines)
 
     def batch_isend_irecv(self, op_type: list[str], tensors: list[Tensor], remote_rank_list: list[int]) -> Any:
         """torch_npu's own: kinds are "isend" or "irecv", one work for them all."""
