@@ -151,13 +151,3 @@ class SimulatedHccl(Forms, Messages, Surface, _SaysHccl):
 
     def eager_connect_single_device(self, device: torch.device | None) -> None:
         """Nothing to do: gloo has connected all ranks when the group was made."""
-
-    def shutdown(self) -> None:
-        self._pending.clear()
-        for mesh in self._meshes.values():
-            mesh.end(mesh.gloo.shutdown)
-
-    def abort(self) -> None:
-        self._pending.clear()
-        for mesh in self._meshes.values():
-            mesh.end(mesh.gloo.abort)

@@ -65,11 +65,11 @@ class Mesh:
     def orders(self) -> list[Order]:
         return [self.order, *self.senders.values()]
 
-    def end(self, how: Callable[[], Any]) -> None:
-        """Close the connections, and with them what waits."""
+    def end(self, how: Callable[[Any], Any]) -> None:
+        """Close the connections, by a call of gloo's, and with them what waits."""
         for order in self.orders():
             order.close()
-        how()
+        how(self.gloo)
         for order in self.orders():
             order.join()
 
@@ -135,11 +135,21 @@ class Launcher(dist.ProcessGroup):
     def _renew(self) -> None:
         """Close the connections; the next communication makes new ones."""
         if not self._is_stale:
-            for mesh in self._meshes.values():
-                mesh.end(mesh.gloo.abort)
-            self._pending.clear()
+            self.abort()
             self._renewals += 1
             self._is_stale = True
+
+    def abort(self) -> None:
+        """Close the connections; what waits fails."""
+        self._end(lambda gloo: gloo.abort())
+
+    def shutdown(self) -> None:
+        self._end(lambda gloo: gloo.shutdown())
+
+    def _end(self, how: Callable[[Any], Any]) -> None:
+        self._pending.clear()
+        for mesh in self._meshes.values():
+            mesh.end(how)
 
     def _connect(self, device: str) -> ProcessGroupGloo:
         again = f"{self._renewals}/" if self._renewals else ""
