@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import ProcessGroupGloo, _DistributedBackendOpti
 from moe_graph.simulator.communication import black_box, call, place
 from moe_graph.simulator.communication.call import Call
 from moe_graph.simulator.communication.operands import check_contiguous
-from moe_graph.simulator.communication.order import Order
+from moe_graph.simulator.communication.order import SLICE, Order
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import launches, native
 from moe_graph.simulator.runtime.errors import SimulatorError
@@ -33,7 +33,6 @@ from moe_graph.simulator.runtime.tensors import cpu_view, is_npu
 NAME = "hccl"
 LIMIT_VARIABLE = "MOE_GRAPH_SIM_HANG_SECONDS"
 _PLACE_IN_GLOO = re.compile(r"^\[[^\]]*\.(?:cc|h):\d+\] ")
-_SLICE = 1.0  # seconds after which a wait looks at signals
 
 
 def limited(timeout: timedelta) -> timedelta:
@@ -95,7 +94,7 @@ class Meeting:
         while True:
             left = deadline - time.monotonic()
             try:
-                self._work.wait(timedelta(seconds=min(_SLICE, max(left, 0.001))))
+                self._work.wait(timedelta(seconds=min(SLICE, max(left, 0.001))))
                 break
             except RuntimeError:
                 if self._work.is_completed():

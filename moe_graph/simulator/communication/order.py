@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Any
 
-_SLICE = 1.0  # seconds after which a waiting thread looks at signals
+SLICE = 1.0  # seconds after which a wait, which does not see a signal in C++, looks at them
 _PATIENCE = 0.001  # seconds that the thread leaves to whoever launched a work, to wait for it
 
 
@@ -38,7 +38,7 @@ class Order:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if self._turn.acquire(timeout=min(left, _SLICE)):
+            if self._turn.acquire(timeout=min(left, SLICE)):
                 try:
                     if not self._advance(work, deadline):
                         return False

@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from moe_graph.simulator.communication.call import Call
-from moe_graph.simulator.communication.order import Order
-
-_SLICE = timedelta(seconds=1)  # a wait in C++ does not see a signal; after this time it may
+from moe_graph.simulator.communication.order import SLICE, Order
 
 Explain = Callable[["SimulatedWork", Exception], Exception]
 
@@ -203,7 +201,7 @@ def _wait_for(part: Any, timeout: timedelta, in_slices: bool) -> None:
         return
     while in_slices and not isinstance(part, SimulatedWork) and not part.is_completed():
         try:
-            part.wait(_SLICE)
+            part.wait(timedelta(seconds=SLICE))
             return
         except RuntimeError:
             if part.is_completed():
