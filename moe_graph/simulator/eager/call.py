@@ -47,9 +47,8 @@ class Operator:
         qualified = qualified_name(overload)
         self.overload = overload
         self.function = with_tensors(overload) if function is None else _with_dtypes(function, schema)
-        in_lists = qualified in LISTS_ACROSS_DEVICES
-        everywhere = not in_lists and (qualified in ACROSS_DEVICES or _is_foreach_in_place(schema))
-        self._across = _Across(everywhere, everywhere or in_lists)
+        everywhere = qualified in ACROSS_DEVICES or _is_foreach_in_place(schema)
+        self._across = _Across(everywhere, everywhere or qualified in LISTS_ACROSS_DEVICES)
         self._host_results = HOST_RESULTS.get(qualified, ())
         self._names = [argument.name for argument in schema.arguments] if qualified in SEEDED else []
         self.position = eager_random.generator_position(overload)

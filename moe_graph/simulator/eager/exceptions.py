@@ -49,18 +49,17 @@ HOST_PARAMETERS = frozenset(
     """.split()
 )
 
-# Those that take CPU tensors beside NPU ones, on a device too.
+# Those that take CPU tensors beside NPU ones, on a device too, as arguments and in lists.
 ACROSS_DEVICES = HOST_PARAMETERS | frozenset(
     """
     aten::copy_ aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
-    aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
     aten::_ctc_loss.Tensor aten::_ctc_loss_backward.Tensor
     npu::npu_fusion_attention_v3 npu::npu_fusion_attention_grad_v3
     aten::_foreach_addcdiv.Tensor aten::_foreach_addcdiv_.Tensor aten::_foreach_addcmul.Tensor aten::_foreach_addcmul_.Tensor
     """.split()
 )
 
-# Of these, those that take CPU tensors in a list alone, which are indices: the other tensors are the device's.
+# Those that take them in a list alone, which are indices: the other tensors are the device's.
 LISTS_ACROSS_DEVICES = frozenset(
     """
     aten::index.Tensor aten::index.Tensor_out aten::index_put aten::index_put_ aten::index_put.out aten::_index_put_impl_
