@@ -15,8 +15,8 @@ from typing import Any, Optional
 import torch
 from torch._guards import detect_fake_mode
 
-from moe_graph.foundation import compat, marks, survey, transforms
-from moe_graph.simulator.eager import packed_sequences, record, stand_in
+from moe_graph.foundation import compat, survey, transforms
+from moe_graph.simulator.eager import packed_sequences, stand_in
 from moe_graph.simulator.eager.call import Operator, with_tensors
 from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, LIKE_THE_INDEX, VIEWS_IN_PLACE
 from moe_graph.simulator.runtime import captured, launches, native
@@ -86,8 +86,7 @@ def is_view(schema: torch._C.FunctionSchema) -> bool:
 
 def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[..., Any]:
     """A kernel for the dispatcher that makes what it calls when it is called first."""
-    operator: Any = None
-    is_surveyed = survey.is_on()
+    operator: Callable[..., Any] | None = None
 
     @compat.untraced
     def simulated(*args: Any, **kwargs: Any) -> Any:
@@ -96,10 +95,7 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[
             # With torch_npu's task queue on, launches may wait in it still; the memory is not ready. Their errors surface here.
             _empty_queue()
         if operator is None:
-            operator = make()
-        if is_surveyed:
-            written = record.written(operator.overload._schema, list(args), kwargs)
-            return marks.computed(lambda: operator(args, kwargs), *args, *kwargs.values(), written=written)
+            operator = stand_in.marking(make()) if survey.is_on() else make()
         return operator(args, kwargs)
 
     return simulated

@@ -37,6 +37,16 @@ def surveyed(overload: torch._ops.OpOverload, function: Callable[..., Any]) -> C
     return call
 
 
+def marking(operator: Any) -> Callable[..., Any]:
+    """An operator's kernel that marks what it gives, and what it has written to, if that hangs on a stand-in."""
+
+    def call(args: tuple, kwargs: dict[str, Any]) -> Any:
+        written = record.written(operator.overload._schema, list(args), kwargs)
+        return marks.computed(lambda: operator(args, kwargs), *args, *kwargs.values(), written=written)
+
+    return call
+
+
 def missing(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """In place of the function of an operator that has none."""
 
