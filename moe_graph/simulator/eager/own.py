@@ -20,5 +20,6 @@ def install() -> None:
 
 def _serve(name: str, function: Callable) -> None:
     namespace, _, rest = name.partition("::")
-    library = _libraries.setdefault(namespace, torch.library.Library(namespace, "IMPL"))
-    library.m.impl(rest, "PrivateUse1", eager.kernel_of(name, function))
+    if namespace not in _libraries:
+        _libraries[namespace] = torch.library.Library(namespace, "IMPL")
+    _libraries[namespace].m.impl(rest, "PrivateUse1", eager.kernel_of(name, function))
