@@ -62,12 +62,9 @@ def record(operator: Operator, args: tuple, kwargs: dict[str, Any], device: torc
     overload = operator.overload
     _refuse_waits(overload, args, kwargs)
     arguments = Arguments(overload)
-    metas = [arguments.to_meta(value) for value in args]
-    meta_kwargs = {name: arguments.to_meta(value) for name, value in kwargs.items()}
+    metas, meta_kwargs = arguments.metas(args, kwargs)
     asked = kwargs.get("device")
     result_device = device if asked is None else torch.device(asked)
-    if asked is not None:
-        meta_kwargs["device"] = torch.device("meta")
     results = _fake(operator, metas, meta_kwargs)
     arguments.resize()
     cpu_args = [arguments.to_cpu(value) for value in args]
@@ -136,9 +133,9 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
     try:
         return operator.overload(*metas, **kwargs)
     except NotImplementedError as error:
-        given = written(schema, metas, kwargs)
-        if len(given) == len(schema.returns):
-            return given[0] if len(given) == 1 else tuple(given)
+        given = returned_as_written(schema, metas, kwargs)
+        if given is not None:
+            return given
         try:
             return operator.function(*metas, **kwargs)
         except NotImplementedError:
@@ -159,6 +156,14 @@ def written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str,
     ]
 
 
+def returned_as_written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The results of an operator that returns the tensors it writes to, as many as these; None if it returns others."""
+    given = written(schema, metas, kwargs)
+    if len(given) != len(schema.returns):
+        return None
+    return given[0] if len(given) == 1 else tuple(given)
+
+
 class Arguments:
     """The tensors of one launch, as meta tensors and as views of raw memory."""
 
@@ -170,6 +175,14 @@ class Arguments:
 
     def device_tensors(self) -> list[Tensor]:
         return [tensor for tensor, _ in self._metas.values() if tensor.device.type == "npu"]
+
+    def metas(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of the launch for its fake implementation."""
+        positional = [self.to_meta(value) for value in args]
+        named = {name: self.to_meta(value) for name, value in kwargs.items()}
+        if named.get("device") is not None:
+            named["device"] = torch.device("meta")
+        return positional, named
 
     def to_meta(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

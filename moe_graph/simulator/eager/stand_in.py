@@ -62,19 +62,15 @@ def answer(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any],
     Raises `error` if the fake implementation does not say the shapes.
     """
     arguments = record.Arguments(overload)
-    metas = [arguments.to_meta(value) for value in args]
-    meta_kwargs = {name: arguments.to_meta(value) for name, value in kwargs.items()}
-    if meta_kwargs.get("device") is not None:
-        meta_kwargs["device"] = torch.device("meta")
+    metas, meta_kwargs = arguments.metas(args, kwargs)
     results: Any = ()
     try:
         if overload._schema.returns:
             results = overload(*metas, **meta_kwargs)
     except Exception:
-        given = record.written(overload._schema, metas, meta_kwargs)
-        if not given or len(given) != len(overload._schema.returns):
+        results = record.returned_as_written(overload._schema, metas, meta_kwargs)
+        if results is None:
             raise error from None
-        results = given[0] if len(given) == 1 else tuple(given)
     marks.call.answered = True
     for written in record.written(overload._schema, list(args), kwargs):
         marks.without_values(written)
