@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_graph.foundation import survey
+from moe_graph.foundation import lines, survey
 from moe_graph.foundation.output_path import output_path
 
 REACHED_ITS_END, ENDED_EARLY = 3, 4
@@ -93,7 +93,7 @@ def _show(rows: list[tuple[str, ...]], status: int) -> None:
             details = list(dict.fromkeys(detail for _, detail in seen))
             more = f" (and {len(details) - 1} others)" if len(details) > 1 else ""
             ranks = ", ".join(sorted({rank for rank, _ in seen}, key=int))
-            table.add_row(*map(Text, (name, _short(line), ranks, details[0] + more)))
+            table.add_row(*map(Text, (name, lines.short(line), ranks, details[0] + more)))
         console.print(table)
     names = {(kind, name) for _, kind, name, *_ in rows if kind in survey.LACKING}
     if names:
@@ -102,9 +102,3 @@ def _show(rows: list[tuple[str, ...]], status: int) -> None:
     else:
         text = f"nothing is lacking; the program ended with status {status}, and has used no stand-in."
     console.print(f"moe_graph: survey: {text}", highlight=False)
-
-
-def _short(line: str) -> str:
-    """Files below the working directory by their relative name."""
-    here = os.getcwd() + os.sep
-    return line[len(here) :] if line.startswith(here) else line.replace(f'File "{here}', 'File "')

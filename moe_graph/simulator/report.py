@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from moe_graph.foundation import lines
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.calls import kernel_calls
 from moe_graph.simulator.runtime.library import runtime
@@ -112,7 +113,10 @@ class Record:
             tables,
             "captured graphs (the launches of a capture count once among the operators)",
             ("line", "captures", "launches per replay", "replays"),
-            [(_short(key[0]), f"{count}", f"{key[1]}", f"{self.replays[key]}") for key, count in self.captures.items()],
+            [
+                (lines.short(key[0]), f"{count}", f"{key[1]}", f"{self.replays[key]}")
+                for key, count in self.captures.items()
+            ],
         )
         _add(
             tables,
@@ -131,7 +135,7 @@ class Record:
             "copies between host and device",
             ("line", "copy", "times", "bytes"),
             [
-                (_short(line), f"{why} {direction}", f"{count}", f"{self.copied[line, direction, why]:,}")
+                (lines.short(line), f"{why} {direction}", f"{count}", f"{self.copied[line, direction, why]:,}")
                 for (line, direction, why), count in self.copies.most_common()
             ],
         )
@@ -139,7 +143,7 @@ class Record:
             tables,
             "the host waits for the device",
             ("line", "for", "times"),
-            [(_short(line), why, f"{count}") for (line, why), count in self.synchronisations.most_common()],
+            [(lines.short(line), why, f"{count}") for (line, why), count in self.synchronisations.most_common()],
         )
         return tables
 
@@ -159,12 +163,6 @@ def _add(tables: list[Any], title: str, columns: tuple[str, ...], rows: list[tup
     for row in rows:
         table.add_row(*map(Text, row))
     tables.append(table)
-
-
-def _short(line: str) -> str:
-    """Files below the working directory by their relative name."""
-    here = os.getcwd() + os.sep
-    return line[len(here) :] if line.startswith(here) else line
 
 
 _REASONS = {
