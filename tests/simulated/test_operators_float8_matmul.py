@@ -303,14 +303,16 @@ def test_grouped_swiglu_in_a_graph(kind):
         assert one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
-@pytest.mark.parametrize("kind", ["e4m3", "float4", "float4 transposed", "per token", "packed", "hifloat8"])
+@pytest.mark.parametrize("kind", ["e4m3", "float4", "float4 transposed", "mixed", "per token", "packed", "hifloat8"])
 def test_grouped(kind):
     """Two groups of rows, one of them empty, and a row of nobody."""
     rows, inner, width, ends = 5, 80, 6, [0, 4]
     of = {"float4": "float4", "float4 transposed": "float4", "hifloat8": "hifloat8"}.get(kind, "e4m3")
-    transposed = kind == "float4 transposed"
+    transposed, mixed = kind in ("float4 transposed", "mixed"), kind == "mixed"
     x, left = quantised(of, rows, inner, seed=1)
-    weight, right = quantised(of, *((2, width, inner) if transposed else (2, inner, width)), seed=2)
+    weight, right = quantised(
+        "float4" if mixed else of, *((2, width, inner) if transposed else (2, inner, width)), seed=2
+    )
     right = right.transpose(1, 2) if transposed else right
     if kind in ("per token", "packed", "hifloat8"):
         factors = random(2, width, seed=4).abs()
@@ -329,21 +331,22 @@ def test_grouped(kind):
                 * of_weight[1, at[0], :, at[1]]
             )
     y[4:] = 0
-    number, is_mx = NUMBERS.get(of), kind in ("e4m3", "float4", "float4 transposed")
+    number, is_mx = NUMBERS.get(of), kind in ("e4m3", "float4", "float4 transposed", "mixed")
 
     def product(x, weight, factors, token, groups):
         return torch_npu.npu_grouped_matmul(
             [x],
             [weight.transpose(1, 2) if transposed else weight],
-            scale=[factors],
+            scale=None if mixed else [factors],
+            antiquant_scale=[factors] if mixed else None,
             per_token_scale=None if token is None else [token],
             group_list=groups,
             split_item=3,
             group_type=0,
             output_dtype=torch.bfloat16,
             x_dtype=number,
-            weight_dtype=number,
-            scale_dtype=E8M0 if is_mx else None,
+            weight_dtype=torch_npu.float4_e2m1fn_x2 if mixed else number,
+            scale_dtype=E8M0 if is_mx and not mixed else None,
             per_token_scale_dtype=E8M0 if is_mx else None,
         )[0]
 
@@ -352,6 +355,41 @@ def test_grouped(kind):
     )
     rtol = 2**-6 if kind == "packed" else 2**-7
     check(product, [x, weight, factors, token, torch.tensor(ends)], [y.bfloat16()], modes=modes, rtol=rtol, atol=2**-9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_packed_as_float4(transposed):
+    """Eight float4 in a float32, scales of blocks of 32 rows; values are cut after one bit of the mantissa."""
+    x, bias = random(3, 64, seed=1).half(), random(8, seed=2).half()
+    _, given = quantised("float4", *((8, 64) if transposed else (64, 8)), seed=3)
+    given.view(-1)[:3] = torch.tensor([0.3, -1.25, 7.0])
+    values = given.clone()
+    values.view(-1)[:3] = torch.tensor([0.0, -1.0, 6.0])  # 0.25 is no value of the type
+    codes, factors = e8m0(2, 8, seed=4)
+    matrix = values.t() if transposed else values
+    y = torch.zeros(3, 8, dtype=torch.float64) + bias
+    for k in range(64):
+        y += torch.outer(x[:, k].double(), matrix[k].double() * factors[k // 32])
+
+    packed = torch_npu.npu_convert_weight_to_int4pack(given.npu()).cpu()
+    assert packed.dtype == torch.float32 and packed.shape == (given.shape[0], given.shape[1] // 8)
+
+    def multiplied(x, weight, codes, bias):
+        weight = weight.t() if transposed else weight
+        return torch_npu.npu_weight_quant_batchmatmul(x, weight, codes, bias=bias, antiquant_group_size=32)
+
+    check(multiplied, [x, packed, codes, bias], [y.half()], modes=("eager", "static"), rtol=2**-9, atol=2**-9)
+
+
+def test_weight_quant_preprocess():
+    weight = torch.randint(0, 256, (2, 6, 32), dtype=torch.uint8).transpose(1, 2)
+    codes = e8m0(2, 6, 1, 2)[0].transpose(1, 2)
+    types = dict(x_dtype=torch.float8_e4m3fn, weight_dtype=torch_npu.float4_e2m1fn_x2, x_scale_dtype=E8M0)
+    found = torch_npu.npu_weight_quant_preprocess(weight.npu(), codes.npu(), weight_scale_dtype=E8M0, **types)
+    for result, given in zip(found, (weight, codes)):
+        assert torch.equal(result.cpu(), given) and result.stride() == given.stride()
+    with pytest.raises(RuntimeError, match="weight must be of 3 dimensions and transposed in memory"):
+        torch_npu.npu_weight_quant_preprocess(weight.contiguous().npu(), codes.npu(), weight_scale_dtype=E8M0, **types)
 
 
 @pytest.mark.parametrize("kinds", [("e4m3", "e5m2"), ("float4", "float4"), ("transposed", "float4")])

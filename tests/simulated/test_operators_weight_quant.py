@@ -80,7 +80,7 @@ def test_weight_quant_batchmatmul_to_int8(packed_scale):
 def test_convert_weight_to_int4pack():
     weight = torch.randint(-8, 8, (4, 16), dtype=torch.int32)
     assert torch.equal(torch_npu.npu_convert_weight_to_int4pack(weight.npu()).cpu(), packed(weight))
-    with pytest.raises(NotImplementedError, match="weight must be int32, got torch.float32"):
+    with pytest.raises(RuntimeError, match="of float32: only Ascend 950 has it"):
         torch_npu.npu_convert_weight_to_int4pack(weight.float().npu())
 
 

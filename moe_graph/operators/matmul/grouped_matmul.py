@@ -54,9 +54,9 @@ def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list
     """Outputs by the form of the call; the values of group_list are not looked at."""
     options = Options(**keywords)
     if grouped_matmul_float8.is_float8(x, options):
-        dtype = grouped_matmul_float8.result_dtype(x, weight, options)
-        columns = weight[0].shape[-1]
-        if options.weight_dtype == 296 and x[0].shape[-1] != weight[0].shape[-2]:
+        dtype = grouped_matmul_float8.result_dtype(x, grouped_matmul_float8.names(x, weight, options), options)
+        inner, columns = weight[0].shape[-2:]
+        if options.weight_dtype == 296 and x[0].shape[-1] not in (inner, 2 * inner):
             columns = 2 * columns  # two to a byte along N
         return [x[0].new_empty((x[0].shape[0], columns), dtype=dtype)]
     weight = _whole(x, weight)
@@ -115,7 +115,7 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
 
 def _of_float8(x: Sequence[Tensor], weight: Sequence[Tensor], kinds: tuple[str, str], options: Options) -> list[Tensor]:
     """A call of float8, hifloat8 or float4, whose operands are carried, one element in each place."""
-    dtype = grouped_matmul_float8.result_dtype(x, weight, options)
+    dtype = grouped_matmul_float8.result_dtype(x, kinds, options)
     groups = weight[0].shape[0] if len(weight) == 1 else len(weight)
     return grouped_matmul_float8.compute(x[0], weight, kinds, options, dtype, _segments(options, len(x[0]), groups))
 

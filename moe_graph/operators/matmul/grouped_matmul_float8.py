@@ -5,6 +5,7 @@
         y = x @ weight * scale * per_token_scale + bias
     scale [G, ceil(K / 64), N, 2], per_token_scale [M, ceil(K / 64), 2] float8_e8m0 (MX), or float32 of blocks of 128 (`scaled_operands`)
         y = (x * per_token_scale) @ (weight * scale) + bias
+    x float8, weight float4_e2m1 (two to a byte along K): the same with antiquant_scale for scale
     output_dtype float16, bfloat16, float32
 
 Sources: op-plugin's test of the operator and torch_npu's fake implementation; the blocks as the document of aclnnQuantMatmulV5 and the
@@ -43,16 +44,23 @@ def names(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> tu
     )
 
 
-def result_dtype(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> torch.dtype:
-    """The results' dtype. Raises for a form that is not served."""
+def _scales(kinds: tuple[str, str]) -> tuple[str, str]:
+    """The name of the argument that has the weights' scales, and of the one that must be left out."""
+    mixed = kinds[1] == scaled_operands.FLOAT4 != kinds[0]
+    return ("antiquant_scale", "scale") if mixed else ("scale", "antiquant_scale")
+
+
+def result_dtype(x: Sequence[Tensor], kinds: tuple[str, str], options: Options) -> torch.dtype:
+    """The results' dtype; kinds: the operands' types' names in GE. Raises for a form that is not served."""
     mx.only_on_950("npu_grouped_matmul of float8, hifloat8 and float4")
     if len(x) != 1 or options.group_type != 0 or options.split_item not in (2, 3):
         check.refuse("group_type", "0, with one x and split_item 2 or 3, of float8", options.group_type)
     if not isinstance(options.group_list, Tensor):
         check.refuse("group_list", "a tensor, of x of float8", options.group_list)
-    if not options.scale:
-        check.refuse("scale", "given with x of float8", None)
-    for name in ("offset", "antiquant_scale", "antiquant_offset"):
+    used, other = _scales(kinds)
+    if not getattr(options, used):
+        check.refuse(used, f"given with x of {kinds[0]} and weights of {kinds[1]}", None)
+    for name in ("offset", other, "antiquant_offset"):
         check.absent(name, getattr(options, name) or None, "of x of float8")
     check.value("act_type", options.act_type or 0, (0,))
     dtype = None if options.output_dtype is None else dtypes.from_number(options.output_dtype)
@@ -74,7 +82,7 @@ def compute(
     def by_group(tensors: Sequence[Tensor] | None) -> Tensor | Sequence[Tensor] | None:
         return tensors[0] if tensors and len(weight) == 1 else tensors or None
 
-    matrices, scales, biases = by_group(weight), by_group(options.scale), by_group(options.bias)
+    matrices, scales, biases = by_group(weight), by_group(getattr(options, _scales(kinds)[0])), by_group(options.bias)
     assert matrices is not None and scales is not None  # checked: they are given
     y = torch.zeros((len(x), weight[0].shape[-1]), dtype=dtype)
     tokens = options.per_token_scale[0] if options.per_token_scale else None
