@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from moe_graph import converters
 from moe_graph.foundation import compat, contract, product
@@ -57,12 +54,17 @@ class Status:
 
     def _repr_html_(self) -> str:
         """A table for a notebook."""
+        import html
+
         cells = [(row.part, row.provider, row.detail) for row in self.rows]
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in cells)
         versions = html.escape(", ".join(f"{name} {number}" for name, number in self.versions.items()))
         return f"<table><tr><th>part</th><th>provided by</th><th>what</th></tr>{rows}</table><p>{versions}</p>"
 
     def __str__(self) -> str:
+        from rich.console import Console  # only here: it is half of what importing moe_graph would take
+        from rich.table import Table
+
         table = Table("part", "provided by", "what", title=f"{contract.QUALNAME}")
         for row in self.rows:
             table.add_row(row.part, row.provider, row.detail)
