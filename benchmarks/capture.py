@@ -1,6 +1,6 @@
 """What a replay of a captured graph costs beside the same launches one by one, on the simulated device, in one run.
 
-    python benchmarks/capture.py
+    python benchmarks/capture.py [--quick]
 
 Eager pays for torch's dispatch, torch_npu's allocator and a Python call for each launch, a replay for the kernels alone: the ratio must
 stay at 1 or below. A decode step of a small transformer layer, and chains of one operator.
@@ -8,10 +8,10 @@ stay at 1 or below. A decode step of a small transformer layer, and chains of on
 
 import moe_graph.simulator  # noqa: F401  isort: skip  first: it starts the device
 
+from collections.abc import Iterator
+
+import measure
 import torch
-from re_routing import seconds
-from rich.console import Console
-from rich.table import Table
 
 
 def chain(size, function, length=20):
@@ -53,24 +53,16 @@ PROGRAMS = {
 }
 
 
-def main():
-    table = Table("program", "eager us", "replay us", "replay / eager", title="simulated device, one thread")
-    torch.set_num_threads(1)
+def rows() -> Iterator[measure.Row]:
+    """A row for each program."""
     for name, make in PROGRAMS.items():
         run = make()
         run()
         graph = torch.npu.NPUGraph()
         with torch.npu.graph(graph):
             run()
-        times = seconds({"eager": run, "replay": graph.replay}, 50)
-        table.add_row(
-            name,
-            f"{times['eager'] * 1e6:.0f}",
-            f"{times['replay'] * 1e6:.0f}",
-            f"{times['replay'] / times['eager']:.2f}",
-        )
-    Console().print(table)
+        yield measure.times({"eager": run, "replay": graph.replay}).row(f"replay of {name}", "replay", "eager", 1.0)
 
 
 if __name__ == "__main__":
-    main()
+    measure.main("replay of a captured graph against the same launches one by one, on the simulated device", rows)

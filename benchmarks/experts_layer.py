@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import moe_graph  # noqa: F401  isort: skip  first: it makes torch importable where a torch_npu wheel lies without CANN
 import measure
 import torch
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
+import moe_graph  # noqa: F401  isort: skip  makes torch importable where a torch_npu wheel lies without CANN
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -93,9 +94,7 @@ def times(calls: dict[str, Callable[[], object]], count: int | None = None, bloc
 
 def shown(seconds: float) -> str:
     """A time with a unit that suits it."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            break
+    unit, size = next(((unit, size) for unit, size in (("s", 1.0), ("ms", 1e-3)) if seconds >= size), ("us", 1e-6))
     return f"{seconds / size:.3g} {unit}"
 
 

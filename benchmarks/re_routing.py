@@ -11,10 +11,11 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 
-import moe_graph  # isort: skip  first: it makes torch importable where a torch_npu wheel lies without CANN
 import measure
 import torch
 from peers import make, split_and_cat
+
+import moe_graph
 
 DOCUMENT = (16384, 7168, 16, 16)
 DECODE_TOKENS = (8, 64, 256, 1024)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import moe_graph  # isort: skip  first: it makes torch importable where a torch_npu wheel lies without CANN
 import measure
 import torch
 from peers import make, sorted_back
+
+import moe_graph
 
 SMALL, LARGE = (8, 64, 256, 1024), 65536
 CHUNKS = ((8, 8), (16, 16), (16, 256))
