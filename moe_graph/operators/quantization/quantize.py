@@ -23,7 +23,7 @@ _BY_NAME = {"torch.qint8": torch.int8, "torch.quint8": torch.uint8, "torch.qint3
 _QINT8 = 12
 
 
-def _along(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
+def along(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
     """[n] in a shape that broadcasts along `axis` of x; a parameter of several dimensions as it is. float32."""
     if parameter.dim() == 1 and x.dim() > 0:
         shape = [1] * x.dim()
@@ -45,8 +45,8 @@ def divided(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: torch.
 def multiplied(x: Tensor, scale: Tensor, offset: Tensor | None, axis: int) -> Tensor:
     """x * scale + offset, float32, along the last axis or, -2, the last but one."""
     axis = max(min(axis, -1), -min(2, x.dim())) if x.dim() else axis
-    values = x.float() * _along(scale, x, axis)
-    return values if offset is None else values + _along(offset, x, axis)
+    values = x.float() * along(scale, x, axis)
+    return values if offset is None else values + along(offset, x, axis)
 
 
 def quantize(
@@ -62,8 +62,8 @@ def quantize(
             raise NotImplementedError(
                 f"npu_quantize: dtype must be qint8, quint8 or qint32 with div_mode True, got the dtype with number {dtype}"
             )
-        zeros = None if zero_points is None else _along(zero_points, x, axis)
-        return divided(x, _along(scales, x, axis), zeros, _QUANTIZED[dtype])
+        zeros = None if zero_points is None else along(zero_points, x, axis)
+        return divided(x, along(scales, x, axis), zeros, _QUANTIZED[dtype])
     maximum = destination.largest("npu_quantize: dtype", destination.INT8_NUMBER if dtype == _QINT8 else dtype)
     if not (x.dim() == 1 and axis >= -2) and not -2 <= axis < x.dim():
         raise ValueError(f"npu_quantize: axis must be from -2 to {x.dim() - 1} with div_mode False, got {axis}")
@@ -74,8 +74,8 @@ def _ge_quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None = None, *
     """GE Quantize. torchair gives the parameters x's rank."""
     if dtype not in _BY_NAME:
         raise NotImplementedError(f"Quantize: dtype must be one of {list(_BY_NAME)}, got {dtype!r}")
-    zeros = None if zero_points is None else _along(zero_points, x, axis)
-    return divided(x, _along(scales, x, axis), zeros, _BY_NAME[dtype])
+    zeros = None if zero_points is None else along(zero_points, x, axis)
+    return divided(x, along(scales, x, axis), zeros, _BY_NAME[dtype])
 
 
 def _ge_ascend_quant_v2(

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from moe_graph.operators import rounding
 from moe_graph.operators.gradients import vjp
+from moe_graph.operators.quantization.quantize import along, divided
+from moe_graph.simulator.eager.quantized import WHOLE
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -46,14 +48,25 @@ def _histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor
     return torch.histc(x if x.is_floating_point() else x.double(), bins, min, max).to(x.dtype)
 
 
-def _into(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The out= form of a function."""
+def _into(function: Callable[..., Tensor], name: str = "out") -> Callable[..., Tensor]:
+    """The out= form of a function; `name`: what the argument that is written to is called."""
 
-    def call(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        out = kwargs.pop(name)
         result = function(*args, **kwargs)
         return out.resize_(result.shape).copy_(result)
 
     return call
+
+
+def _quantize_per_tensor(x: Tensor, scales: Tensor, zero_points: Tensor, dtype: torch.dtype) -> Tensor:
+    """What aclnnQuantize writes for torch.quantize_per_tensor. scales, zero_points: [1]."""
+    return divided(x, scales, zero_points, WHOLE[dtype])
+
+
+def _quantize_per_channel(x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    """What aclnnQuantize writes for torch.quantize_per_channel. scales, zero_points: [n] along `axis`."""
+    return divided(x, along(scales, x, axis), along(zero_points, x, axis), WHOLE[dtype])
 
 
 def _channels(x: Tensor) -> tuple[list[int], list[int]]:
@@ -302,6 +315,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten::_thnn_fused_lstm_cell_backward_impl": _lstm_cell_backward,
     "aten::_conv_depthwise2d": _conv_depthwise2d,
     "aten::_conv_depthwise2d.out": _into(_conv_depthwise2d),
+    "npu::_quantize_per_tensor_impl.out": _into(_quantize_per_tensor, "result"),
+    "npu::_quantize_per_channel_impl.out": _into(_quantize_per_channel, "result"),
     "npu::matmul_double_backward": _matmul_double_backward,
     "npu::l1_loss_backward": _l1_loss_backward,
     "npu::kl_div_backward": _kl_div_backward,

@@ -9,7 +9,7 @@ KEPT = frozenset(
     aten::empty.memory_format aten::empty_strided aten::empty_like aten::new_empty_strided
     aten::resize_ aten::resize_as_ aten::set_ aten::set_.source_Storage aten::set_.source_Storage_storage_offset
     aten::set_.source_Tensor aten::is_set_to aten::record_stream aten::_pin_memory aten::is_pinned aten::_copy_from_and_resize
-    aten::_pad_packed_sequence aten::_to_copy
+    aten::_pad_packed_sequence aten::_to_copy aten::quantize_per_tensor aten::quantize_per_channel
     npu::npu_moe_re_routing npu::npu_change_data_ptr npu::get_storage_size npu::copy_memory_ npu::set_op_timeout_ms
     npu::get_npu_format npu::npu_format_cast npu::npu_format_cast.Tensor npu::npu_format_cast_ npu::npu_format_cast_.acl_format
     npu::_npu_format_cast npu::_npu_format_cast.aclnn npu::_npu_format_cast.input_dtype

@@ -16,7 +16,7 @@ import torch
 from torch._guards import detect_fake_mode
 
 from moe_graph.foundation import compat, survey, transforms
-from moe_graph.simulator.eager import packed_sequences, stand_in
+from moe_graph.simulator.eager import packed_sequences, quantized, stand_in
 from moe_graph.simulator.eager.call import Operator, with_tensors
 from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, LIKE_THE_INDEX, VIEWS_IN_PLACE
 from moe_graph.simulator.runtime import captured, launches, native
@@ -53,6 +53,7 @@ def install() -> None:
     for qualified, function in packed_sequences.FUNCTIONS.items():
         for key in (_AUTOGRAD_KEY, _KEY):  # in inference mode the first is passed by
             spaces["aten"].m.impl(qualified.partition("::")[2], key, compat.untraced(function))
+    quantized.install(spaces["aten"])
 
 
 def _server(qualified: str, queued: Queued) -> Callable[[], Callable[..., Any]] | None:

@@ -1,5 +1,6 @@
 /* The older way to run an operator: describe its tensors and attributes, then aclopCompileAndExecute. The descriptions are real, so
- * that torch_npu comes as far as the execution, which fails and names the operator. */
+ * that torch_npu comes as far as the execution, which fails and names the operator. Two are executed, which move elements: Identity and
+ * AsStrided. */
 #define _GNU_SOURCE
 #include "sim.h"
 
@@ -142,24 +143,83 @@ SETTER(aclopSetAttrListInt, int count, const int64_t *values)
 SETTER(aclopSetAttrListFloat, int count, const float *values)
 SETTER(aclopSetAttrListListInt, int count, const int *lengths, const int64_t *const *values)
 
-static aclError not_executed(const char *function, const char *type)
-{
-    sim_take_lock_back();
-    return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (%s) is not modelled", type == NULL ? "null" : type, function);
-}
-
 /* Identity is how torch_npu changes a tensor's format. The values of a private format lie in their plain order here, at the start of
  * memory of the private format's size: what computes on them sees an ordinary tensor, and the format shows in its descriptor alone. */
 static aclError identity(int inputs, const data_buffer *const *input, int outputs, data_buffer *const *output)
 {
-    if (inputs != 1 || outputs != 1 || input == NULL || output == NULL || input[0] == NULL || output[0] == NULL) {
-        sim_take_lock_back();
+    if (inputs != 1 || outputs != 1 || input == NULL || output == NULL || input[0] == NULL || output[0] == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "operator Identity: one input and one output, got %d and %d", inputs, outputs);
-    }
     size_t size = input[0]->size < output[0]->size ? input[0]->size : output[0]->size;
     if (size != 0)
         memmove(output[0]->data, input[0]->data, size);
     return ACL_SUCCESS;
+}
+
+/* Whole numbers that are an input: their count, -1 if they are none or more than `most`. */
+static int numbers(const description *desc, const data_buffer *input, int64_t *values, int most)
+{
+    size_t width = desc->dtype == ACL_INT64 ? sizeof(int64_t) : desc->dtype == ACL_INT32 ? sizeof(int32_t) : 0;
+    size_t count = 1;
+    for (int i = 0; i < desc->rank; i++)
+        count *= (size_t)desc->dims[i];
+    if (width == 0 || count > (size_t)most || input->size < count * width)
+        return -1;
+    for (size_t i = 0; i < count; i++)
+        values[i] = width == sizeof(int64_t) ? ((const int64_t *)input->data)[i] : ((const int32_t *)input->data)[i];
+    return (int)count;
+}
+
+/* AsStrided(x, size, stride, storage_offset): how torch_npu makes a view contiguous. It refuses it in a capture itself. */
+static aclError as_strided(int inputs, const description *const *desc, const data_buffer *const *input, int outputs,
+                           data_buffer *const *output)
+{
+    if (inputs != 4 || outputs != 1 || desc == NULL || input == NULL || output == NULL)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "operator AsStrided: four inputs and one output, got %d and %d", inputs, outputs);
+    int64_t sizes[SIM_MAX_DIMS], strides[SIM_MAX_DIMS], index[SIM_MAX_DIMS] = {0}, at = 0, count = 1;
+    int rank = numbers(desc[1], input[1], sizes, SIM_MAX_DIMS);
+    if (rank < 0 || numbers(desc[2], input[2], strides, SIM_MAX_DIMS) != rank || numbers(desc[3], input[3], &at, 1) != 1)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "operator AsStrided: size, stride and storage_offset must be whole numbers that go together");
+    int64_t last = at;
+    for (int i = 0; i < rank; i++) {
+        count *= sizes[i];
+        last += (sizes[i] - 1) * strides[i];
+    }
+    if (count == 0)
+        return ACL_SUCCESS;
+    int32_t bits = sim_dtype_bits(desc[0]->dtype);
+    if (bits < 8)
+        return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator AsStrided of %s is not modelled", sim_dtype_name(desc[0]->dtype));
+    size_t bytes = (size_t)bits / 8;
+    if (at < 0 || last < at || ((size_t)last + 1) * bytes > input[0]->size || (size_t)count * bytes > output[0]->size)
+        return sim_fail(ACL_ERROR_INVALID_PARAM, "operator AsStrided: %lld elements, the last of them %lld, of %zu bytes into %zu",
+                        (long long)count, (long long)last, input[0]->size, output[0]->size);
+    char *to = output[0]->data;
+    for (int64_t done = 0; done < count; done++, to += bytes) {
+        memmove(to, (const char *)input[0]->data + at * (int64_t)bytes, bytes);
+        for (int i = rank - 1; i >= 0; i--) {
+            at += strides[i];
+            if (++index[i] < sizes[i])
+                break;
+            at -= strides[i] * sizes[i];
+            index[i] = 0;
+        }
+    }
+    return ACL_SUCCESS;
+}
+
+static aclError execute(const char *function, const char *type, int inputs, const description *const *input_desc,
+                        const data_buffer *const *input, int outputs, data_buffer *const *output)
+{
+    aclError error;
+    if (type != NULL && strcmp(type, "Identity") == 0)
+        error = identity(inputs, input, outputs, output);
+    else if (type != NULL && strcmp(type, "AsStrided") == 0)
+        error = as_strided(inputs, input_desc, input, outputs, output);
+    else
+        error = sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "operator %s (%s) is not modelled", type == NULL ? "null" : type, function);
+    if (error != ACL_SUCCESS)
+        sim_take_lock_back();
+    return error;
 }
 
 /* The arguments that follow are those of CANN's function, which only operators of CANN's own would read. */
@@ -167,17 +227,13 @@ SIM_API aclError aclopCompileAndExecute(const char *type, int inputs, const desc
                                         const data_buffer *const *input, int outputs, const description *const *output_desc,
                                         data_buffer *const *output, ...)
 {
-    if (type != NULL && strcmp(type, "Identity") == 0)
-        return identity(inputs, input, outputs, output);
-    return not_executed("aclopCompileAndExecute", type);
+    return execute("aclopCompileAndExecute", type, inputs, input_desc, input, outputs, output);
 }
 
 SIM_API aclError aclopCompileAndExecuteV2(const char *type, int inputs, description *const *input_desc,
                                           const data_buffer *const *input, int outputs, description *const *output_desc,
                                           data_buffer *const *output, ...)
 {
-    if (type != NULL && strcmp(type, "Identity") == 0)
-        return identity(inputs, input, outputs, output);
-    return not_executed("aclopCompileAndExecuteV2", type);
+    return execute("aclopCompileAndExecuteV2", type, inputs, (const description *const *)input_desc, input, outputs, output);
 }
 #pragma GCC diagnostic pop

@@ -20,7 +20,7 @@
  *   conditional.c     tasks that run a graph or leave it out
  *   faults.c          errors on purpose that surface when a device is waited for
  *   tensor.c          aclTensor, scalars, arrays, lists
- *   aclop.c           the older interface to operators, none of which is executed
+ *   aclop.c           the older interface to operators, of which those that move elements are executed
  *   python.c          Python's lock, which torch_npu does not take back when a launch fails
  *   format_cast.c     the change of a format by aclnn, as Ascend 950 has it
  *   sleep.c           aclnnSleep, which keeps a stream busy
