@@ -47,6 +47,24 @@ def as_bytes(x: torch.Tensor) -> np.ndarray:
     return x.view(-1).view(torch.uint8).numpy().reshape(len(x), row if len(x) else 0)
 
 
+def as_operator(
+    tokens, expert_token_num_per_rank, *, per_token_scales=None, expert_token_num_type=1, idx_type=0, tokens_dtype=None
+):
+    """The operator by the reference, on CPU tensors; None where no scales are given, for their values are open."""
+    outputs = re_routing(
+        as_bytes(tokens),
+        expert_token_num_per_rank.numpy(),
+        None if per_token_scales is None else as_bytes(per_token_scales),
+        expert_token_num_type,
+        idx_type,
+    )
+    made = [None if output is None else torch.from_numpy(output) for output in outputs]
+    for at, source in enumerate((tokens, per_token_scales)):
+        if source is not None:
+            made[at] = made[at].view(-1).view(source.dtype).view(source.shape)
+    return tuple(made)
+
+
 def assert_matches(outputs, tokens, counts, scales=None, expert_token_num_type=1, idx_type=0):
     """Assert that four output tensors are, bit for bit, what the reference makes of the input tensors."""
     expected = re_routing(

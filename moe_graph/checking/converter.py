@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from moe_graph.dumps.reading_definition import from_definition
 from moe_graph.planning import lowering
 
 _FIRST_LINE = 400  # characters of an error that are shown
+# What a call must give: its results and its arguments after it.
+_Wanted = Callable[[Sample], list[Any]]
+_Tolerances = tuple[Optional[float], Optional[float]]
 
 
 def check_converter(
@@ -37,11 +41,12 @@ def check_converter(
     atol: float | None = None,
     captured: bool = True,
     opcheck: bool = True,
+    reference: Callable[..., Any] | None = None,
 ) -> ConverterReport:
     """Check an operator's fake implementation and converter with these calls, on the simulated device or an NPU.
 
     Give it samples of every dtype and mode, two of a form that differ in sizes alone (one graph must serve both), and every argument once
-    with another value than its default. The reference is the operator itself in eager mode, on NPU tensors.
+    with another value than its default. The reference is the operator itself in eager mode, on NPU tensors, if none is given.
 
     Args:
         operator: an overload (`torch.ops.my_ops.scale_rows.default`), or an operator of one overload.
@@ -50,6 +55,8 @@ def check_converter(
         atol: absolute tolerance; by default as rtol.
         captured: check it under a capture, too.
         opcheck: run `torch.library.opcheck`, too.
+        reference: called as the operator, with CPU tensors, where eager mode does not serve the samples; None in place of an output whose
+            values the operator leaves open.
 
     Raises:
         RuntimeError: without an NPU or the simulated device.
@@ -57,12 +64,13 @@ def check_converter(
     """
     overload = _overload(operator)
     calls = as_samples(samples)
-    check = _Check(overload, calls, (rtol, atol))
+    wanted = partial(_called, overload, "npu") if reference is None else partial(_called, reference, "cpu")
+    check = _Check(overload, calls, wanted, (rtol, atol))
     testing.need_npu()
     for sample in calls if opcheck else ():
         check.row("operator", sample, partial(_opcheck, overload, sample))
     for sample in calls:
-        check.row("fake", sample, partial(_fake, overload, sample))
+        check.row("fake", sample, partial(_fake, overload, sample, reference))
     for sample in calls:
         check.lowered("static", [sample], dynamic=False)
     forms: dict[str, list[Sample]] = {}
@@ -76,19 +84,18 @@ def check_converter(
         check.report.rows.append(Row("dynamic", "", FAILED, fault))
     check.arguments()
     for sample in calls if captured else ():
-        check.row("captured", sample, partial(_captured, overload, sample, (rtol, atol)))
+        check.row("captured", sample, partial(_captured, overload, sample, wanted, (rtol, atol)))
     return check.report
 
 
 class _Check:
     """The report that is being made."""
 
-    def __init__(
-        self, overload: OpOverload, calls: list[Sample], tolerances: tuple[float | None, float | None]
-    ) -> None:
+    def __init__(self, overload: OpOverload, calls: list[Sample], wanted: _Wanted, tolerances: _Tolerances) -> None:
         self.report = ConverterReport(str(overload))
         self._overload = overload
         self._calls = calls
+        self._wanted = wanted
         self._tolerances = tolerances
 
     def row(self, check: str, sample: Sample | str, run: Callable[[], str]) -> bool:
@@ -105,7 +112,8 @@ class _Check:
     def lowered(self, check: str, same: list[Sample], dynamic: bool) -> None:
         """Lower a form, call the graph with each of its samples, and look at the graph."""
         graphs: list[Any] = []
-        if not self.row(check, same[0], lambda: _run(self._overload, same, dynamic, graphs, self._tolerances)):
+        run = partial(_run, self._overload, same, dynamic, graphs, self._wanted, self._tolerances)
+        if not self.row(check, same[0], run):
             if not graphs:
                 self.report.rows += [Row(what, str(same[0]), LEFT_OUT) for what in ("nodes", "host", "arguments")]
                 return
@@ -150,23 +158,27 @@ def _opcheck(overload: OpOverload, sample: Sample) -> str:
     return ""
 
 
-def _fake(overload: OpOverload, sample: Sample) -> str:
-    """What the fake implementation says is not what the operator returns."""
+def _fake(overload: OpOverload, sample: Sample, reference: Callable[..., Any] | None) -> str:
+    """What the fake implementation says is not what the operator, or the reference, returns."""
     moved = sample.on("npu")
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=False) as mode:
         fake = tree_map(
             lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, (moved.args, moved.kwargs)
         )
         said = tree_leaves(overload(*fake[0], **fake[1]))
-    returned = tree_leaves(overload(*moved.args, **moved.kwargs))
+    who, properties = (
+        ("operator", ("shape", "dtype", "device")) if reference is None else ("reference", ("shape", "dtype"))
+    )
+    called = moved if reference is None else sample.on("cpu")
+    returned = tree_leaves((reference or overload)(*called.args, **called.kwargs))
     if len(said) != len(returned):
-        return f"the fake implementation returns {len(said)} values, the operator {len(returned)}"
+        return f"the fake implementation returns {len(said)} values, the {who} {len(returned)}"
     for position, (one, other) in enumerate(zip(said, returned)):
         if not isinstance(other, Tensor):
             continue
-        for what in ("shape", "dtype", "device"):
+        for what in properties:
             if getattr(one, what) != getattr(other, what):
-                return f"output {position}: the fake implementation says {_plain(one, what)}, the operator returns {_plain(other, what)}"
+                return f"output {position}: the fake implementation says {_plain(one, what)}, the {who} returns {_plain(other, what)}"
     return ""
 
 
@@ -176,11 +188,17 @@ def _plain(tensor: Tensor, what: str) -> str:
     return f"{what} {list(value) if what == 'shape' else value}"
 
 
-def _eager(overload: OpOverload, sample: Sample) -> list[Any]:
+def _called(function: Callable[..., Any], device: str, sample: Sample) -> list[Any]:
     """Results and the arguments after the call, which an operator in place has changed."""
-    moved = sample.on("npu")
+    moved = sample.on(device)
     with torch.no_grad():
-        return [*tree_leaves(overload(*moved.args, **moved.kwargs)), *moved.tensors]
+        return [*tree_leaves(function(*moved.args, **moved.kwargs)), *moved.tensors]
+
+
+def _sizes_apart() -> AbstractContextManager[Any]:
+    """Inside, sizes that happen to be equal in the first call are symbols of their own."""
+    config: Any = torch.fx.experimental._config
+    return config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
 
 
 def _compiled(overload: OpOverload, sample: Sample, dynamic: bool, mode: str) -> Callable[[Sample], list[Any]]:
@@ -189,18 +207,25 @@ def _compiled(overload: OpOverload, sample: Sample, dynamic: bool, mode: str) ->
 
     def run(other: Sample) -> list[Any]:
         moved = other.on("npu")
-        # Numbers are the call's own, also in a dynamic graph: sizes alone are symbols.
-        with torch.no_grad(), torch._dynamo.config.patch(specialize_int=True, specialize_float=True):
+        # Numbers are the call's own, also in a dynamic graph: sizes alone are symbols, and equal ones of the first call are two.
+        with torch.no_grad(), torch._dynamo.config.patch(specialize_int=True, specialize_float=True), _sizes_apart():
             return [*tree_leaves(compiled(*moved.tensors)), *moved.tensors]
 
     return run
 
 
-def _run(overload: OpOverload, same: list[Sample], dynamic: bool, graphs: list[Any], tolerances: tuple) -> str:
+def _run(
+    overload: OpOverload,
+    same: list[Sample],
+    dynamic: bool,
+    graphs: list[Any],
+    wanted: _Wanted,
+    tolerances: _Tolerances,
+) -> str:
     run = _compiled(overload, same[0], dynamic, "max-autotune")
     with testing.recorded(graphs):
         for sample in same:
-            difference = _difference(run(sample), _eager(overload, sample), tolerances)
+            difference = _difference(run(sample), wanted(sample), tolerances)
             if difference:
                 return f"{difference}, called with {sample}" if sample is not same[0] else difference
     if len(graphs) != 1:
@@ -212,7 +237,7 @@ def _run(overload: OpOverload, same: list[Sample], dynamic: bool, graphs: list[A
     return ""
 
 
-def _difference(got: list[Any], want: list[Any], tolerances: tuple) -> str:
+def _difference(got: list[Any], want: list[Any], tolerances: _Tolerances) -> str:
     if len(got) != len(want):
         return f"the graph returns {len(got)} tensors, eager {len(want)} (changed arguments included)"
     for position, (one, other) in enumerate(zip(got, want)):
@@ -251,7 +276,7 @@ def _read(definition: Any, count: int) -> str:
     return ""
 
 
-def _captured(overload: OpOverload, sample: Sample, tolerances: tuple) -> str:
+def _captured(overload: OpOverload, sample: Sample, wanted: _Wanted, tolerances: _Tolerances) -> str:
     run = _compiled(overload, sample, False, "reduce-overhead")
     run(sample)
-    return _difference(run(sample), _eager(overload, sample), tolerances)  # the second call is a replay
+    return _difference(run(sample), wanted(sample), tolerances)  # the second call is a replay

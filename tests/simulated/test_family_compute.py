@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch_npu
@@ -9,6 +11,7 @@ import torchair
 
 from family.grouped_matmul import random
 from moe_graph import testing
+from moe_graph.testing import Sample
 
 HALVES = [torch.float16, torch.bfloat16]
 each_mode = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -26,99 +29,75 @@ def rows(count, dtype, seed=0):
     return random((count, 16), dtype, seed), random((3, 16, 8), dtype, seed + 1), torch.tensor([2, 2, count])
 
 
-@each_mode
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_grouped_matmul_rows(dynamic, dtype, with_bias):
-    def function(x, weight, listed, bias=None):
-        biases = None if bias is None else [bias]
-        return torch_npu.npu_grouped_matmul([x], [weight], bias=biases, group_list=listed, group_type=0, split_item=3)
-
-    bias = (random((3, 8), torch.float32 if dtype != torch.float16 else dtype, 5),) if with_bias else ()
-    more = [(*rows(9, dtype), *bias), (*rows(31, dtype, 3), *bias)]
-    assert_lowers(function, (*rows(6, dtype), *bias), dynamic, more, GroupedMatmul=1)
+def grouped_rows(dtype, with_bias, count):
+    x, weight, listed = rows(count, dtype)
+    bias = [random((3, 8), torch.float16 if dtype == torch.float16 else torch.float32, 5)] if with_bias else None
+    return Sample(([x], [weight]), {"bias": bias, "group_list": listed, "group_type": 0, "split_item": 3})
 
 
-@each_mode
-@pytest.mark.parametrize("dtype", [*HALVES, torch.int32])
-@pytest.mark.parametrize("act_type", [0, 5])
-def test_grouped_matmul_int8(dynamic, dtype, act_type):
-    quantized = dtype != torch.int32
-    scale, tokens = random((3, 8), torch.float32, 3).abs() / 999, random((6,), torch.float32, 4)
-
-    def function(x, weight, listed, scale, tokens):
-        scales = {"scale": [scale], "per_token_scale": [tokens], "act_type": act_type} if quantized else {}
-        return torch_npu.npu_grouped_matmul(
-            [x], [weight], group_list=listed, group_type=0, split_item=2, output_dtype=dtype, **scales
-        )
-
-    assert_lowers(function, (*rows(6, torch.int8), scale, tokens), dynamic, GroupedMatmul=1)
+def grouped_int8(dtype, act_type, count):
+    x, weight, listed = rows(count, torch.int8)
+    scale, tokens = random((3, 8), torch.float32, 3).abs() / 999, random((count,), torch.float32, 4)
+    scales = {} if dtype == torch.int32 else {"scale": [scale], "per_token_scale": [tokens], "act_type": act_type}
+    return Sample(
+        ([x], [weight]), {"group_list": listed, "group_type": 0, "split_item": 2, "output_dtype": dtype, **scales}
+    )
 
 
-@each_mode
-@pytest.mark.parametrize("kind", [1, 2])
-def test_grouped_matmul_columns(dynamic, kind):
-    def function(x, weight, listed):
-        return torch_npu.npu_grouped_matmul(
-            [x.t()], [weight], group_list=listed, group_type=2, split_item=3, group_list_type=kind
-        )
-
+def grouped_columns(kind, count):
     sizes = torch.tensor([2, 0, 4] if kind == 1 else [[2, 2], [0, 4], [1, 0]])
-    inputs = random((6, 4), torch.float16, 0), random((6, 5), torch.float16, 1), sizes
-    assert_lowers(function, inputs, dynamic, GroupedMatmul=1)
+    x, weight = random((4, 6), torch.float16, 0), random((6, count), torch.float16, 1)
+    return Sample(([x], [weight]), {"group_list": sizes, "group_type": 2, "split_item": 3, "group_list_type": kind})
 
 
-@each_mode
-def test_grouped_matmul_separate(dynamic):
-    def function(a, b, first, second, bias):
-        return torch_npu.npu_grouped_matmul([a, b], [first, second], bias=[bias, bias], group_type=-1)
-
-    def inputs(count):
-        shapes = [(count, 4), (2 * count, 6), (4, 5), (6, 5), (5,)]
-        return [random(shape, torch.float16, seed) for seed, shape in enumerate(shapes)]
-
-    assert_lowers(function, inputs(9), dynamic, [inputs(3)], GroupedMatmul=1)
+def separate(count):
+    shapes = [(count, 4), (2 * count, 6), (4, 5), (6, 5), (5,), (5,)]
+    a, b, first, second, *bias = (random(shape, torch.float16, seed) for seed, shape in enumerate(shapes))
+    return Sample(([a, b], [first, second]), {"bias": bias, "group_type": -1})
 
 
-@each_mode
-def test_grouped_matmul_int8_weights(dynamic):
-    def function(x, weight, listed, scale, offset):
-        return torch_npu.npu_grouped_matmul(
-            [x],
-            [weight],
-            antiquant_scale=[scale],
-            antiquant_offset=[offset],
-            group_list=listed,
-            group_type=0,
-            split_item=3,
-        )
-
-    x, _, listed = rows(6, torch.bfloat16)
+def int8_weights(count):
+    x, _, listed = rows(count, torch.bfloat16)
     scale, offset = random((3, 8), torch.bfloat16, 1) / 99, random((3, 8), torch.bfloat16, 2)
-    assert_lowers(function, (x, random((3, 16, 8), torch.int8, 3), listed, scale, offset), dynamic, GroupedMatmul=1)
+    given = {"antiquant_scale": [scale], "antiquant_offset": [offset]}
+    return Sample(
+        ([x], [random((3, 16, 8), torch.int8, 3)]), {**given, "group_list": listed, "group_type": 0, "split_item": 3}
+    )
 
 
-@each_mode
-@pytest.mark.parametrize("split_item", [0, 1, 2, 3])
-@pytest.mark.parametrize("several", [False, True])
-def test_grouped_matmul_group_list_of_integers(dynamic, split_item, several):
-    def function(x, first, second):
-        x = list(x.split([2, 4])) if several else [x]
-        return torch_npu.npu_grouped_matmul(x, [first, second], group_list=[2, 6], split_item=split_item)
-
-    inputs = [random(shape, torch.float16, seed) for seed, shape in enumerate([(6, 4), (4, 5), (4, 5)])]
-    assert_lowers(function, inputs, dynamic, GroupedMatmul=1)
+def integers(split_item, several, columns):
+    x, *weights = (random(shape, torch.float16, i) for i, shape in enumerate([(6, 4), (4, columns), (4, columns)]))
+    return Sample(
+        (list(x.split([2, 4])) if several else [x], weights), {"group_list": [2, 6], "split_item": split_item}
+    )
 
 
-@each_mode
-def test_grouped_matmul_columns_of_several_weights(dynamic):
-    def function(x, first, second):
-        return torch_npu.npu_grouped_matmul([x], [first, second], group_type=2, split_item=0)
+def columns_of_several_weights(count):
+    x, *weights = (
+        random(shape, torch.float16, i) for i, shape in enumerate([(4, 3 * count), (count, 5), (count + 1, 5)])
+    )
+    return Sample((([x], weights)), {"group_type": 2, "split_item": 0})
 
-    def inputs(count):
-        return [random(shape, torch.float16, i) for i, shape in enumerate([(4, 3 * count), (count, 5), (count + 1, 5)])]
 
-    assert_lowers(function, inputs(9), dynamic, [inputs(7)], GroupedMatmul=1)
+GROUPED = {
+    "rows": ("default", [partial(grouped_rows, *form) for form in zip((*HALVES, torch.float32), (True, False, True))]),
+    "int8": ("default", [partial(grouped_int8, *form) for form in zip((*HALVES, torch.int32), (0, 5, 0))]),
+    "columns": ("default", [partial(grouped_columns, kind) for kind in (1, 2)]),
+    "others": ("default", [separate, columns_of_several_weights, int8_weights]),
+    "group_list of integers": (
+        "List",
+        [partial(integers, *form) for form in ((0, False), (1, True), (2, True), (3, False))],
+    ),
+}
+
+
+@pytest.mark.parametrize("overload, forms", GROUPED.values(), ids=GROUPED)
+def test_grouped_matmul(overload, forms, lowered):
+    samples = [form(count) for form in forms for count in (6, 9)]
+    operator = getattr(torch.ops.npu.npu_grouped_matmul, overload)
+    report = testing.check_converter(operator, samples, opcheck=False, captured=False)
+    assert not [fault for fault in report.faults if "no sample gives" not in fault.fault], report
+    assert all(program.node_types.count("GroupedMatmul") == 1 for program in lowered)
 
 
 @each_mode
@@ -143,8 +122,7 @@ def test_grouped_matmul_trains(dynamic):
 
 
 @each_mode
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
-@pytest.mark.parametrize("dim", [-1, 0])
+@pytest.mark.parametrize(("dtype", "dim"), zip([*HALVES, torch.float32], [-1, 0, -1]))
 def test_swiglu(dynamic, dtype, dim):
     more = [(random((10, 16), dtype, 1),), (random((20, 16), dtype, 2),)]
     assert_lowers(lambda x: torch_npu.npu_swiglu(x, dim), (random((6, 16), dtype, 0),), dynamic, more, SwiGlu=1)
