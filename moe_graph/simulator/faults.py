@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from moe_graph.foundation import compat
-from moe_graph.simulator.runtime import launches, native
+from moe_graph.simulator.runtime import captured, launches, native
 from moe_graph.simulator.runtime.errors import SimulatorError
 from moe_graph.simulator.runtime.library import runtime
 
@@ -202,6 +202,7 @@ def _at_launch(operator: str, from_call: int, fault: Any) -> Iterator[None]:
         with _observer(observe):
             yield
         return
+    captured.prepare()  # a kernel that the first capture registers must lie below
     # torch_npu's kernel stays below: it is called while the fault is not due.
     space, name = _NATIVE[packet]
     below = native.kernel_below(packet, "PrivateUse1")

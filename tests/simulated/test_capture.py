@@ -193,6 +193,39 @@ def test_a_replay_after_an_input_was_freed_is_an_error():
         graph.replay()
 
 
+def test_a_replay_after_an_input_of_re_routing_was_freed_is_an_error():
+    tokens, counts = torch.ones(4, 8).half().npu(), torch.tensor([[1, 1], [2, 0]], dtype=torch.int32).npu()
+    graph, _ = captured(lambda: torch.ops.npu.npu_moe_re_routing(tokens, counts))
+    graph.replay()
+    del counts
+    with pytest.raises(
+        RuntimeError, match=r"npu_moe_re_routing.default uses the 16 bytes at .* int32 \[2, 2\] that was freed"
+    ):
+        graph.replay()
+
+
+def test_a_replay_after_an_input_was_resized_is_an_error():
+    x, y = torch.ones(1000).npu(), torch.zeros(1000).npu()
+    graph, _ = captured(lambda: (x + 1, y + 1))
+    y.resize_(10)  # stays where it is
+    graph.replay()
+    x.resize_(100_000)
+    with pytest.raises(RuntimeError, match=r"aten.add.Tensor uses the 4000 bytes at .* that was moved by a resize"):
+        graph.replay()
+
+
+def test_the_default_dtype_of_the_capture_holds():
+    counts = torch.tensor([1, 2]).npu()
+    graph, (half, ones) = captured(lambda: (counts / 2, torch.ones(2, device="npu")))
+    torch.set_default_dtype(torch.float64)
+    try:
+        graph.replay()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert half.tolist() == [0.5, 1] and half.dtype == ones.dtype == torch.float32
+
+
 def test_graphs_of_one_pool_hand_memory_to_each_other():
     pool = torch.npu.graph_pool_handle()
     x = torch.ones(64).npu()
@@ -313,6 +346,33 @@ def test_a_task_is_replaced_between_replays():
     with torch.npu.stream(update_stream), pytest.raises(RuntimeError, match="0 of the 1 tasks"):
         torch.npu.graph_task_update_begin(update_stream, group)
         torch.npu.graph_task_update_end(update_stream)
+
+
+def test_an_update_is_of_the_same_operator_and_its_memory_is_watched():
+    y, stream, other = torch.zeros(3).npu(), torch.npu.Stream(), torch.npu.Stream()
+    graph, inputs = torch.npu.NPUGraph(), [torch.ones(3).npu(), torch.full((3,), 2.0).npu()]
+    with torch.npu.graph(graph, stream=stream):
+        torch.npu.graph_task_group_begin(stream)
+        torch.add(inputs[0], 1, out=y)
+        group = torch.npu.graph_task_group_end(stream)
+
+    def update(launch):
+        with torch.npu.stream(other):
+            torch.npu.graph_task_update_begin(other, group)
+            try:
+                launch()
+            finally:
+                torch.npu.graph_task_update_end(other)
+
+    with pytest.raises(RuntimeError, match="the task to replace is another, aten.add.out|0 of the 1 tasks"):
+        update(lambda: torch.mul(inputs[0], 5, out=y))
+    update(lambda: torch.add(inputs[1], 5, out=y))
+    del inputs[0]  # no launch reads it any more
+    graph.replay()
+    assert y.tolist() == [7, 7, 7]
+    inputs.clear()
+    with pytest.raises(RuntimeError, match="aten.add.out uses the 12 bytes at .* that was freed"):
+        graph.replay()
 
 
 def test_a_condition_runs_its_body_or_leaves_it_out():

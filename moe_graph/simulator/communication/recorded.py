@@ -47,12 +47,10 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
             checked = method(self, *args, **kwargs)  # checks the arguments, and communicates nothing
         finally:
             _checking.on = False
-        graph = captured.graph_of(stream)
         weak_args, weak_kwargs = _weak((args, kwargs))
         work = RecordedWork(f"hccl::{name}", checked, stream)
-        captured.record(stream, work.name, lambda: work.begin_replayed(lambda: method(self, *weak_args, **weak_kwargs)))
-        for tensor in tensors:
-            graph.use(tensor, work.name)
+        start = functools.partial(method, self, *weak_args, **weak_kwargs)
+        captured.record(stream, work.name, functools.partial(work.begin_replayed, start), tensors, [])
         return work
 
     return communicate
@@ -86,7 +84,7 @@ class RecordedWork(SimulatedWork):
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008  a timedelta is immutable
         if captured.is_special() and captured.state(self._stream) == captured.CAPTURED:
-            captured.record(self._stream, f"{self.name} (wait)", self._wait_for_replayed)
+            captured.record(self._stream, f"{self.name} (wait)", self._wait_for_replayed, [], [])
         return True
 
     def _wait_for_replayed(self) -> None:

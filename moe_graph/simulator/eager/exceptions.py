@@ -16,6 +16,9 @@ KEPT = frozenset(
     """.split()
 )
 
+# Of these, what is a launch of the C runtime's.
+LAUNCHED_BY_TORCH_NPU = ("npu::npu_moe_re_routing", "npu::copy_memory_")
+
 # They change shape and strides, no memory: the CPU's kernel would change those of the CPU's view alone. torch_npu's own stay.
 VIEWS_IN_PLACE = frozenset(
     """

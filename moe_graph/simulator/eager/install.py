@@ -16,9 +16,16 @@ import torch
 from torch._guards import detect_fake_mode
 
 from moe_graph.foundation import compat, survey, transforms
-from moe_graph.simulator.eager import packed_sequences, quantized, stand_in
+from moe_graph.simulator.eager import packed_sequences, quantized, record, stand_in
 from moe_graph.simulator.eager.call import Operator, with_tensors
-from moe_graph.simulator.eager.exceptions import COMPOSED, COMPOSED_BUT_TRACED, KEPT, LIKE_THE_INDEX, VIEWS_IN_PLACE
+from moe_graph.simulator.eager.exceptions import (
+    COMPOSED,
+    COMPOSED_BUT_TRACED,
+    KEPT,
+    LAUNCHED_BY_TORCH_NPU,
+    LIKE_THE_INDEX,
+    VIEWS_IN_PLACE,
+)
 from moe_graph.simulator.runtime import captured, launches, native
 
 _KEY = "PrivateUse1"
@@ -48,12 +55,39 @@ def install() -> None:
         if make is not None:
             # Library.impl looks every name up again; that is most of the time that 1,800 names would take.
             spaces[space].m.impl(qualified.partition("::")[2], _KEY, _lazily(make, queued))
+    captured.before_first.append(_note_launches_of_torch_npu)
     for qualified in COMPOSED:
         spaces["aten"].m.impl(qualified.partition("::")[2], _AUTOGRAD_KEY, _composed(qualified))
     for qualified, function in packed_sequences.FUNCTIONS.items():
         for key in (_AUTOGRAD_KEY, _KEY):  # in inference mode the first is passed by
             spaces["aten"].m.impl(qualified.partition("::")[2], key, compat.untraced(function))
     quantized.install(spaces["aten"])
+
+
+def _note_launches_of_torch_npu() -> None:
+    """A program that captures nothing does not pay for it."""
+    library = torch.library.Library("npu", "IMPL")
+    _libraries.append(library)
+    for qualified in LAUNCHED_BY_TORCH_NPU:
+        own = native.kernel_below(qualified, _KEY)
+        if own is not None:
+            library.impl(qualified.partition("::")[2], _noted(qualified, own), _KEY, with_keyset=True)
+
+
+def _noted(qualified: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    """torch_npu's own kernel. Where it is captured the graph learns which memory it uses."""
+    name = str(_overload(qualified))
+
+    @compat.untraced
+    def launch(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        results = own(keys, *args, **kwargs)
+        if captured.is_special():
+            _, stream = record.stream_of(args, kwargs)
+            if captured.state(stream) == captured.CAPTURED:
+                captured.graph_of(stream).use(transforms.tensors(*args, *kwargs.values()), name)
+        return results
+
+    return launch
 
 
 def _server(qualified: str, queued: Queued) -> Callable[[], Callable[..., Any]] | None:

@@ -82,11 +82,9 @@ def record(operator: Operator, args: tuple, kwargs: dict[str, Any], device: torc
     function = operator.function
     if operator.draws and result_device.type == "npu":
         function = _drawing(operator, function, args, kwargs, result_device, graph)
-    captured.record(stream, name, _launch(operator, function, cpu_args, cpu_kwargs, targets))
-    if graph is not None:
-        graph.own.update(npu.untyped_storage().data_ptr() for npu, fresh in made if fresh and npu.device.type == "npu")
-        for tensor in arguments.device_tensors():
-            graph.use(tensor, name)
+    new = [npu for npu, fresh in made if fresh and npu.device.type == "npu"]
+    launch = _launch(operator, function, cpu_args, cpu_kwargs, targets)
+    captured.record(stream, name, launch, arguments.device_tensors(), new)
     handed = [npu for npu, _ in made]
     if isinstance(results, (list, tuple)):
         return handed if isinstance(results, list) else tuple(handed)

@@ -101,11 +101,22 @@ aclError sim_begin(const char *function, aclrtStream stream, sim_model *model, i
     return ACL_SUCCESS;
 }
 
+static void (*before_capture)(void);
+
+/* Called once, when the next capture is about to begin. */
+SIM_API void moe_sim_before_capture(void (*function)(void))
+{
+    __atomic_store_n(&before_capture, function, __ATOMIC_RELEASE);
+}
+
 SIM_API aclError aclmdlRICaptureBegin(aclrtStream stream, int32_t mode)
 {
     aclError error = sim_check_stream("aclmdlRICaptureBegin", stream);
     if (error != ACL_SUCCESS)
         return error;
+    void (*call)(void) = __atomic_exchange_n(&before_capture, NULL, __ATOMIC_ACQ_REL);
+    if (call != NULL)
+        call();
     pthread_mutex_lock(&sim_capture_lock);
     sim_model *model = sim_new_model();
     if (model == NULL)

@@ -7,6 +7,7 @@ recorded as a task with a number, the position of its function in the graph's li
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import ctypes
 import traceback
@@ -22,6 +23,9 @@ from moe_graph.simulator.runtime.library import runtime
 
 ORDINARY, CAPTURED, UPDATING, WAITING = range(4)  # moe_sim_stream_state
 
+before_first: list[Callable[[], None]] = []
+"""Called when the first capture is about to begin."""
+
 _graphs: dict[int, Graph] = {}
 _special = ctypes.c_int32(0)  # becomes the runtime's counter
 _callbacks: list[Any] = []
@@ -32,7 +36,7 @@ class _Task(ctypes.Structure):  # python_task of replay.c
 
 
 class Outside:
-    """Memory that a graph uses and did not allocate: a replay must find it as it was. `launch`: the first that uses it."""
+    """Memory that a graph uses and did not allocate: a replay must find it where it was. `launch`: the first that uses it."""
 
     __slots__ = ("reference", "address", "size", "description", "launch")
 
@@ -78,48 +82,71 @@ class Graph:
         self.own: set[int] = set()  # addresses that launches of the capture have got their results at
         self.outside: dict[int, Outside] = {}
         self.draws: dict[int, Draws] = {}
+        self.default_dtype = torch.get_default_dtype()  # of results of whole numbers' division, and of what names none
         self.replays = 0
-        self._references: list[int] = []
+        self._used: dict[
+            int, set[int]
+        ] = {}  # by the position of a launch of Python: the addresses of others that it uses
+        self._users: collections.Counter[int] = collections.Counter()  # by address: how many launches
+        self._watched: tuple[list[int], list[int]] | None = (
+            None  # references and addresses of `outside`; None: not up to date
+        )
 
-    def use(self, tensor: Tensor, launch: str) -> None:
-        """Note the memory that a launch reads or writes."""
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        # A storage that does not own its memory (a weak reference of torch_npu) says nothing of the memory's life.
-        if address and address not in self.own and address not in self.outside and storage.resizable():
-            self.outside[address] = Outside(tensor, launch)
+    def use(self, tensors: list[Tensor], launch: str, position: int | None = None) -> None:
+        """Note the memory that a launch reads or writes. `position`: of one of Python; what was launched there before is forgotten."""
+        for address in self._used.pop(position, ()):
+            self._users[address] -= 1
+            if not self._users[address]:
+                self.outside.pop(address, None)
+        used = self._used.setdefault(position, set()) if position is not None else set()
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            address = storage.data_ptr()
+            # A storage that does not own its memory (a weak reference of torch_npu) says nothing of the memory's life.
+            if address and address not in used and address not in self.own and storage.resizable():
+                used.add(address)
+                self._users[address] += 1
+                if address not in self.outside:
+                    self.outside[address] = Outside(tensor, launch)
+        self._watched = None
 
     def end_capture(self) -> None:
         for draws in self.draws.values():
             draws.end_capture()
-        self._references = [outside.reference.cdata for outside in self.outside.values()]
 
     def begin_replay(self) -> None:
         """Raises RuntimeError if memory that the graph uses has been freed since the capture."""
-        if any(map(_expired, self._references)):
-            self._check_freed()
+        if self._watched is None:
+            self._watched = [outside.reference.cdata for outside in self.outside.values()], list(self.outside)
+        references, addresses = self._watched
+        if any(map(_expired, references)) or list(map(_address, map(_storage, references))) != addresses:
+            self._check_outside()
         for draws in self.draws.values():
             draws.begin_replay()
         self.replays += 1
 
-    def _check_freed(self) -> None:
+    def _check_outside(self) -> None:
         """Memory that was freed into the graph's own pool is the graph's still; other memory is lost to it."""
         segments = torch.npu.memory_snapshot()
         pool = next((_pool(segments, address) for address in self.own), None)
         for address, outside in list(self.outside.items()):
-            if not outside.reference.expired():
+            storage = _storage(outside.reference.cdata)
+            if storage is not None and storage.data_ptr() == address:
                 continue
             if _pool(segments, address) in ((pool,) if pool is not None else _private(segments)):
                 del self.outside[address]
                 continue
             raise RuntimeError(
                 f"replay of graph {self.number}: {outside.launch} uses the {outside.size} bytes at {address:#x} of a tensor "
-                f"{outside.description} that was freed after the capture; keep it alive as long as the graph is replayed"
+                f"{outside.description} that was {'freed' if storage is None else 'moved by a resize'} after the capture; keep it "
+                "alive, and as it is, as long as the graph is replayed"
             )
-        self._references = [outside.reference.cdata for outside in self.outside.values()]
+        self._watched = None
 
 
 _expired = torch.UntypedStorage._expired
+_storage = torch.UntypedStorage._new_with_weak_ptr
+_address = torch.UntypedStorage.data_ptr
 
 
 def _pool(segments: list[dict[str, Any]], address: int) -> tuple[int, int] | None:
@@ -152,13 +179,21 @@ def install(library: ctypes.CDLL) -> None:
             ctypes.CFUNCTYPE(ctypes.c_int32, model, number, number)(_guarded(_run)),
             ctypes.CFUNCTYPE(None, model)(_destroyed),
             ctypes.CFUNCTYPE(ctypes.c_int32, model, ctypes.c_char_p, ctypes.c_void_p)(_guarded(_native)),
+            ctypes.CFUNCTYPE(None)(prepare),
         )
     )
     library.moe_sim_set_python.argtypes = [ctypes.c_void_p] * 4
     library.moe_sim_set_python(*(ctypes.cast(callback, ctypes.c_void_p) for callback in _callbacks[:4]))
     library.moe_sim_watch_native.argtypes = [ctypes.c_void_p]
+    library.moe_sim_before_capture(ctypes.cast(_callbacks[5], ctypes.c_void_p))
     # Graphs may outlive Python: torch_npu destroys those of module variables when the process ends.
     atexit.register(library.moe_sim_set_python, None, None, None, None)
+
+
+def prepare() -> None:
+    """Make ready for captures, as the first one does."""
+    while before_first:
+        before_first.pop()()
 
 
 def is_special() -> bool:
@@ -198,9 +233,10 @@ def _graph(number: int) -> Graph:
     return graph
 
 
-def record(stream: int, name: str, launch: Callable[[], Any]) -> None:
+def record(stream: int, name: str, launch: Callable[[], Any], tensors: list[Tensor], made: list[Tensor]) -> None:
     """Record a launch of a captured stream, or let it take the place of one in an update.
 
+    `tensors`: what it is given, of the device. `made`: its results that got their memory at the launch, a capture's from the graph's pool.
     Raises RuntimeError if the runtime refuses it.
     """
     task = _Task()
@@ -211,7 +247,10 @@ def record(stream: int, name: str, launch: Callable[[], Any]) -> None:
     if task.replaces:
         graph.launches[task.number] = launch
         graph.names[task.number] = name
+        graph.use([*tensors, *made], name, task.number)
     else:
+        graph.own.update(tensor.untyped_storage().data_ptr() for tensor in made)
+        graph.use(tensors, name, len(graph.launches))
         graph.launches.append(launch)
         graph.names.append(name)
         graph.lines.append(launches.user_line())
@@ -275,6 +314,18 @@ def _run(model: int, first: int, count: int) -> None:
 
 
 def _launch(graph: Graph, first: int, count: int) -> None:
+    now = torch.get_default_dtype()
+    if now is graph.default_dtype:
+        _launch_each(graph, first, count)
+        return
+    torch.set_default_dtype(graph.default_dtype)
+    try:
+        _launch_each(graph, first, count)
+    finally:
+        torch.set_default_dtype(now)
+
+
+def _launch_each(graph: Graph, first: int, count: int) -> None:
     if not launches.replay_observers:
         for launch in graph.launches[first : first + count]:
             launch()

@@ -3,6 +3,7 @@
 #include "capture.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* A stream that updates a group: its next launch takes the place of the next task. */
 typedef struct update {
@@ -132,6 +133,17 @@ SIM_API aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream stream)
     return error;
 }
 
+/* The same kernel: of an operator of torch the overload may be another ("aten.add.Tensor", "aten.add.out"). */
+static bool is_same(const sim_launch *before, const sim_launch *after)
+{
+    if (sim_is_python(before) != sim_is_python(after))
+        return false;
+    const char *dot = strrchr(before->name, '.'), *other = strrchr(after->name, '.');
+    size_t length = dot != NULL ? (size_t)(dot - before->name) : strlen(before->name);
+    return length == (other != NULL ? (size_t)(other - after->name) : strlen(after->name)) &&
+           strncmp(before->name, after->name, length) == 0;
+}
+
 /* Let the new launch take the place of the next task of the group. The lock is held. */
 static aclError replace(update *one, const sim_launch *launch)
 {
@@ -143,14 +155,15 @@ static aclError replace(update *one, const sim_launch *launch)
         return sim_fail(ACL_ERROR_INTERNAL, "%s: the task group has %zu tasks, this launch is one too many", launch->name, group->count);
     if (model->running != 0)
         return sim_fail(ACL_ERROR_MODEL_RUNNING, "%s: the graph is replayed at this moment", launch->name);
-    sim_task *task = &model->tasks[one->next_task++];
-    if (sim_is_python(&task->launch) != sim_is_python(launch))
+    sim_task *task = &model->tasks[one->next_task];
+    if (!is_same(&task->launch, launch))
         return sim_fail(ACL_ERROR_INTERNAL, "%s: the task to replace is another, %s", launch->name, task->launch.name);
     if (sim_is_python(launch))
         sim_keep_number(&task->launch, launch);
     if (task->launch.drop != NULL)
         task->launch.drop(task->launch.data);
     task->launch = *launch;
+    one->next_task++;
     one->done++;
     return ACL_SUCCESS;
 }
