@@ -194,10 +194,10 @@ def test_a_replay_after_an_input_was_freed_is_an_error():
 
 
 def test_a_replay_after_an_input_of_re_routing_was_freed_is_an_error():
-    tokens, counts = torch.ones(4, 8).half().npu(), torch.tensor([[1, 1], [2, 0]], dtype=torch.int32).npu()
-    graph, _ = captured(lambda: torch.ops.npu.npu_moe_re_routing(tokens, counts))
+    tokens, counts = torch.ones(4, 8).half().npu(), [torch.tensor([[1, 1], [2, 0]], dtype=torch.int32).npu()]
+    graph, _ = captured(lambda: torch.ops.npu.npu_moe_re_routing(tokens, counts[0]))
     graph.replay()
-    del counts
+    counts.clear()
     with pytest.raises(
         RuntimeError, match=r"npu_moe_re_routing.default uses the 16 bytes at .* int32 \[2, 2\] that was freed"
     ):

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import ctypes
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ class Graph:
             None  # references and addresses of `outside`; None: not up to date
         )
 
-    def use(self, tensors: list[Tensor], launch: str, position: int | None = None) -> None:
+    def use(self, tensors: Iterable[Tensor], launch: str, position: int | None = None) -> None:
         """Note the memory that a launch reads or writes. `position`: of one of Python; what was launched there before is forgotten."""
         for address in self._used.pop(position, ()):
             self._users[address] -= 1
