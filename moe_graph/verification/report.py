@@ -93,17 +93,17 @@ def show(outcomes: list[Outcome], surroundings: dict[str, Any], console: Console
 
 
 def show_operators(findings: Sequence[Finding], console: Console) -> None:
-    """Print how many of the other operators' calls agree, which do not and why, and how many operators have no call."""
+    """Print how many of the other operators' calls agree, which do not and why, and what was not called for which reasons."""
     found = collections.Counter(finding.status for finding in findings)
     for finding in findings:
         if finding.failed:
             text = f"{finding.operator}, call {finding.call}: {finding.reason}"
             console.print(f"[red]{finding.status.value}[/] {escape(text)}", soft_wrap=True)
-    agree, unseen = found[Status.AGREES], found[Status.NOT_SERVED]
-    console.print(
-        f"Other operators: {agree} of {len(findings) - unseen} calls agree with the reference; {unseen} operators were not called",
-        soft_wrap=True,
-    )
+    made = len(findings) - found[Status.NOT_SERVED]
+    console.print(f"Other operators: {found[Status.AGREES]} of {made} calls agree with the reference", soft_wrap=True)
+    reasons = collections.Counter(finding.reason for finding in findings if finding.status is Status.NOT_SERVED)
+    for reason, number in reasons.most_common():
+        console.print(f"{number} not called: {escape(reason)}", soft_wrap=True)
 
 
 def _cell(outcomes: list[Outcome]) -> str:
