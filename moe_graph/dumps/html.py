@@ -7,15 +7,17 @@ of what is folded. Its policy (CSP) lets it load nothing and run its own script 
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from moe_graph.dumps.layout_view import CONSTANT, SHAPE, View, hidden_at_first, kinds_of, view
+from moe_graph.dumps.layout_view import CONSTANT, SHAPE, View, boxes_of, hidden_at_first, view_of
 from moe_graph.dumps.model import Descriptor, Edge, Graph, Node
 from moe_graph.dumps.summary import data_inputs, plain
 
@@ -47,7 +49,8 @@ def html(graph: Graph, costs: Mapping[str, Cost] | None = None, title: str = "")
     style, script = _part("page.css"), _part("curve.js") + _part("page.js")
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
     # `<` is all that could end the element the data is in; JSON reads it back from its escape.
-    drawn = page_data(graph)
+    with _collector_paused():
+        drawn = page_data(graph)
     if costs is not None:
         drawn["costs"] = _costs(graph, costs, title)
     data = json.dumps(drawn, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -58,21 +61,33 @@ def html(graph: Graph, costs: Mapping[str, Cost] | None = None, title: str = "")
     return page
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Inside, Python looks for no circles: hundreds of thousands of lists and tuples are made here, and not one is in a circle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def page_data(graph: Graph) -> dict[str, Any]:
     """What the page draws, as JSON holds it.
 
     nodes   in the graph's order; `at` of an input is the place of its source in this list, -1 if it is not there
     views   by the kinds folded, sorted and parted by a space: places of nodes, their middles, lines with their points
     """
-    kinds = set(kinds_of(graph).values())
+    boxes = boxes_of(graph)
+    kinds = {box.kind for box in boxes}
     foldable = [kind for kind in (CONSTANT, SHAPE) if kind in kinds]
     place = {node.name: at for at, node in enumerate(graph.nodes)}
-    everything = view(graph, hide=())
-    views = {"": _view(everything, place)}
+    views = {"": _view(view_of(boxes), place)}
     for hide in ([CONSTANT], [SHAPE], [CONSTANT, SHAPE]):
         there = " ".join(kind for kind in hide if kind in foldable)
         key = " ".join(hide)
-        views[key] = views[there] if there in views else _view(view(graph, hide), place)
+        views[key] = views.get(there) or _view(view_of([box for box in boxes if box.kind not in hide]), place)
     return {
         "name": graph.name,
         "kind": graph.kind,
@@ -87,7 +102,7 @@ def page_data(graph: Graph) -> dict[str, Any]:
                 "width": round(box.width),
                 "height": round(box.height),
             }
-            for box in everything.boxes
+            for box in boxes
         ],
         "views": views,
     }

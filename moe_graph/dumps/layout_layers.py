@@ -15,14 +15,16 @@ class Layers:
 
     rank    [count] the layer of each
     chains  [lines] boxes and bends along each line, start and end included; without bends where a line runs straight
-    pairs   neighbours in adjacent layers (upper, lower): the pieces of all lines that have their bends
+    above   [count] the neighbours of each in the layer above, through the pieces of all lines that have their bends
+    below   [count] those in the layer below
     """
 
     boxes: int
     count: int
     rank: list[int]
     chains: list[list[int]]
-    pairs: list[tuple[int, int]]
+    above: list[list[int]]
+    below: list[list[int]]
 
 
 def layers(boxes: int, lines: Sequence[tuple[int, int]], bends: int) -> Layers:
@@ -32,20 +34,26 @@ def layers(boxes: int, lines: Sequence[tuple[int, int]], bends: int) -> Layers:
     """
     rank = _ranks(boxes, lines)
     chains = [[start, end] for start, end in lines]
-    pairs: list[tuple[int, int]] = []
+    above: list[list[int]] = [[] for _ in range(boxes)]
+    below: list[list[int]] = [[] for _ in range(boxes)]
     count, left = boxes, bends
-    for at in sorted(range(len(lines)), key=lambda at: rank[lines[at][1]] - rank[lines[at][0]]):
+    spans = [rank[end] - rank[start] for start, end in lines]
+    for at in sorted(range(len(lines)), key=spans.__getitem__):
         start, end = lines[at]
-        span = rank[end] - rank[start]
+        span = spans[at]
         if span < 1 or span - 1 > left:
             continue
         left -= span - 1
-        chain = [start, *range(count, count + span - 1), end]
-        rank.extend(range(rank[start] + 1, rank[end]))
-        count += span - 1
-        chains[at] = chain
-        pairs += zip(chain, chain[1:])
-    return Layers(boxes, count, rank, chains, pairs)
+        if span > 1:
+            made = range(count, count + span - 1)
+            chains[at] = [start, *made, end]
+            rank.extend(range(rank[start] + 1, rank[end]))
+            above += [[one] for one in (start, *made[:-1])]
+            below += [[one] for one in (*made[1:], end)]
+            count += span - 1
+        above[end].append(chains[at][-2])
+        below[start].append(chains[at][1])
+    return Layers(boxes, count, rank, chains, above, below)
 
 
 def _ranks(boxes: int, lines: Sequence[tuple[int, int]]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from moe_graph.dumps.layout_layers import LARGE, Layers
@@ -12,26 +12,23 @@ SWEEPS = 12
 
 def arrange(found: Layers) -> list[list[int]]:
     """The layers, each in the order that gave the fewest crossings."""
-    above: list[list[int]] = [[] for _ in range(found.count)]
-    below: list[list[int]] = [[] for _ in range(found.count)]
-    for upper, lower in found.pairs:
-        above[lower].append(upper)
-        below[upper].append(lower)
-    order = _start(found, above, below)
+    order = _start(found)
     at = [0.0] * found.count
     for layer in order:
         _number(layer, at)
-    best, fewest = [list(layer) for layer in order], crossings(order, below)
+    best, fewest = [list(layer) for layer in order], crossings(order, found.below)
+    idle = 0
     for sweep in range(SWEEPS if found.count < LARGE else SWEEPS // 2):
         down = sweep % 2 == 0
+        others = found.above if down else found.below
         for layer in order if down else reversed(order):
-            others = above if down else below
-            layer.sort(key=lambda one: _mean(others[one], at, at[one]))
-            _number(layer, at)
-        count = crossings(order, below)
-        if count < fewest:
+            if len(layer) > 1:
+                _sort(layer, others, at)
+        count = crossings(order, found.below)
+        idle = 0 if count < fewest else idle + 1
+        if not idle:
             best, fewest = [list(layer) for layer in order], count
-        if not count:
+        if not count or idle == 2:  # neither way brings more
             break
     return best
 
@@ -40,18 +37,25 @@ def crossings(order: Sequence[Sequence[int]], below: Sequence[Sequence[int]]) ->
     """How often pieces of lines cross between adjacent layers."""
     found = 0
     for upper, lower in zip(order, order[1:]):
+        if len(upper) == 1 or len(lower) == 1:
+            continue
         at = {one: place for place, one in enumerate(lower)}
+        # Pieces from the same box do not cross: in this order each crosses what lies before it and ends behind it.
+        ends = [end for one in upper for end in sorted([at[other] for other in below[one]])]
         seen: list[int] = []
-        for one in upper:
-            ends = [at[other] for other in below[one]]
-            for end in ends:
-                found += len(seen) - bisect_right(seen, end)
-            for end in ends:
-                insort(seen, end)
+        last = 0
+        for end in ends:
+            if end >= last:
+                seen.append(end)
+                last = end
+            else:
+                place = bisect_right(seen, end)
+                found += len(seen) - place
+                seen.insert(place, end)
     return found
 
 
-def _start(found: Layers, above: list[list[int]], below: list[list[int]]) -> list[list[int]]:
+def _start(found: Layers) -> list[list[int]]:
     """Each box beside what it is connected with: a walk in depth from the boxes without a source."""
     order: list[list[int]] = [[] for _ in range(max(found.rank) + 1)]
     seen = [False] * found.count
@@ -63,7 +67,7 @@ def _start(found: Layers, above: list[list[int]], below: list[list[int]]) -> lis
                 continue
             seen[one] = True
             order[found.rank[one]].append(one)
-            stack += [*reversed(above[one]), *reversed(below[one])]
+            stack += [*reversed(found.above[one]), *reversed(found.below[one])]
     return order
 
 
@@ -73,7 +77,14 @@ def _number(layer: list[int], at: list[float]) -> None:
         at[one] = (place + 0.5) / size
 
 
-def _mean(others: list[int], at: list[float], own: float) -> float:
-    if len(others) == 1:  # most often
-        return at[others[0]]
-    return sum([at[other] for other in others]) / len(others) if others else own
+def _sort(layer: list[int], others: Sequence[Sequence[int]], at: list[float]) -> None:
+    """By the mean place of the others that each is connected with."""
+    means = {}
+    for one in layer:
+        near = others[one]
+        if len(near) == 1:  # most often
+            means[one] = at[near[0]]
+        else:
+            means[one] = sum([at[other] for other in near]) / len(near) if near else at[one]
+    layer.sort(key=means.__getitem__)
+    _number(layer, at)

@@ -7,6 +7,7 @@ Within one layer that is a least-squares fit under an order, which pooling adjac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import le
 
 from moe_graph.dumps.layout_layers import LARGE, Layers
 
@@ -19,13 +20,6 @@ STRAIGHT = 8.0
 
 def place(found: Layers, order: Sequence[Sequence[int]], widths: Sequence[float]) -> list[float]:
     """The middle of each box and bend."""
-    above: list[list[tuple[int, float]]] = [[] for _ in range(found.count)]
-    below: list[list[tuple[int, float]]] = [[] for _ in range(found.count)]
-    for upper, lower in found.pairs:
-        weight = STRAIGHT if upper >= found.boxes and lower >= found.boxes else 1.0
-        above[lower].append((upper, weight))
-        below[upper].append((lower, weight))
-    both = [upper + lower for upper, lower in zip(above, below)]
     offsets = [_offsets(layer, widths, found.boxes) for layer in order]
     xs = [0.0] * found.count
     for layer, offset in zip(order, offsets):
@@ -35,27 +29,41 @@ def place(found: Layers, order: Sequence[Sequence[int]], widths: Sequence[float]
     sweeps = SWEEPS if found.count < LARGE else SWEEPS // 2
     for sweep in range(sweeps):
         turn = list(zip(order, offsets))
-        last = sweep >= sweeps - 2
-        for layer, offset in turn if sweep % 2 == 0 else reversed(turn):
-            wanted, weights = [], []
-            for one, own in zip(layer, offset):
-                near = both[one] if last else (above if sweep % 2 == 0 else below)[one]
-                if len(near) == 1:  # most often
-                    other, total = near[0]
-                    wanted.append(xs[other] - own)
-                else:
-                    total = sum([weight for _, weight in near]) or 0.1
-                    middle = sum([xs[other] * weight for other, weight in near]) / total if near else xs[one]
-                    wanted.append(middle - own)
-                weights.append(total)
-            for one, own, x in zip(layer, offset, isotonic(wanted, weights)):
-                xs[one] = x + own
+        down = sweep % 2 == 0
+        near = found.above if down else found.below
+        if sweep == sweeps - 2:  # the last two look both ways
+            both = [upper + lower for upper, lower in zip(found.above, found.below)]
+        for layer, offset in turn if down else reversed(turn):
+            _place_layer(layer, offset, both if sweep >= sweeps - 2 else near, xs, found.boxes)
     return xs
+
+
+def _place_layer(
+    layer: Sequence[int], offset: Sequence[float], near: Sequence[Sequence[int]], xs: list[float], boxes: int
+) -> None:
+    """Move a layer as near to its neighbours as its order allows."""
+    wanted, weights = [], []
+    for one, own in zip(layer, offset):
+        others = near[one]
+        if len(others) == 1:  # most often
+            wanted.append(xs[others[0]] - own)
+            weights.append(STRAIGHT if one >= boxes and others[0] >= boxes else 1.0)
+        elif one < boxes:
+            total = len(others)
+            wanted.append((sum([xs[other] for other in others]) / total if total else xs[one]) - own)
+            weights.append(total or 0.1)
+        else:  # a bend, both ways
+            pulls = [STRAIGHT if other >= boxes else 1.0 for other in others]
+            total = sum(pulls)
+            wanted.append(sum([xs[other] * pull for other, pull in zip(others, pulls)]) / total - own)
+            weights.append(total)
+    for one, own, x in zip(layer, offset, isotonic(wanted, weights)):
+        xs[one] = x + own
 
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The values that never fall and have the least weighted squared distance to those given."""
-    if len(values) == 1:
+    if all(map(le, values, values[1:])):
         return list(values)
     blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
     for mean, weight in zip(values, weights):

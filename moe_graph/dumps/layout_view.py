@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from moe_graph.dumps.layout import Layout, lay_out
@@ -68,12 +68,18 @@ class View:
 
 def view(graph: Graph, hide: Collection[str] | None = None) -> View:
     """The picture of a graph without the nodes of the kinds in `hide` (CONSTANT, SHAPE); None: as its size asks for."""
-    kinds = kinds_of(graph)
     hide = hidden_at_first(graph) if hide is None else hide
-    path = moe_path(graph)
-    boxes = tuple(
-        _box(node, kinds[node.name], node.name in path) for node in graph.nodes if kinds[node.name] not in hide
-    )
+    return view_of([box for box in boxes_of(graph) if box.kind not in hide])
+
+
+def boxes_of(graph: Graph) -> list[Box]:
+    """A box for each node, in the graph's order."""
+    kinds, path = kinds_of(graph), moe_path(graph)
+    return [_box(node, kinds[node.name], node.name in path) for node in graph.nodes]
+
+
+def view_of(boxes: Sequence[Box]) -> View:
+    """The picture of these boxes and the lines between them."""
     at = {box.node.name: place for place, box in enumerate(boxes)}
     lines: dict[tuple[int, int], bool] = {}
     for place, box in enumerate(boxes):
@@ -82,7 +88,7 @@ def view(graph: Graph, hide: Collection[str] | None = None) -> View:
                 pair = (at[edge.node], place)
                 lines[pair] = lines.get(pair, False) or not edge.is_control
     layout = lay_out([(box.width, box.height) for box in boxes], list(lines))
-    return View(boxes, tuple((start, end, data) for (start, end), data in lines.items()), layout)
+    return View(tuple(boxes), tuple((start, end, data) for (start, end), data in lines.items()), layout)
 
 
 def hidden_at_first(graph: Graph) -> frozenset[str]:
