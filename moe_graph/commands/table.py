@@ -36,6 +36,9 @@ COMMANDS = {
     "env": Command("moe_graph.commands.switch", 'the same for one shell: eval "$(moe-graph env)"', False),
     "inspect": Command("moe_graph.dumps.inspect", "read graph dumps: summary, table of nodes, pictures", False),
     "diff": Command("moe_graph.dumps.diff_command", "compare two graph dumps, node by node, by structure", False),
+    "compare-data": Command(
+        "moe_graph.data_dump.command", "compare two data dumps of GE, of an NPU and of this machine, by operator", True
+    ),
     "check": Command("moe_graph.checking.command", "check converters of your own: operator, lowering, numbers", True),
     "new-operator": Command("moe_graph.template.command", "write a package with an operator of your own", False),
     "plan": Command(

@@ -232,7 +232,15 @@ def _hand_out(result: Tensor, target: Tensor | None, device: torch.device, posit
 
 
 def _initialize_graph_engine(options: dict[str, str]) -> None:
-    """The host engine keeps no state over graphs; GE's options have no effect on it."""
+    """The host engine keeps no state over graphs; of GE's options one has an effect on it: a file that says what to dump."""
+    if "ge_dump_with_acl_config" in options:
+        _set_dump(options["ge_dump_with_acl_config"])
+
+
+def _set_dump(path: str) -> None:
+    from moe_graph.simulator.graph_mode import data_dump
+
+    data_dump.set_dump(path)
 
 
 def _finalize_graph_engine() -> None:
@@ -345,7 +353,7 @@ def module() -> ModuleType:
     made.export = _export
     made.as_torch_tensors = _as_torch_tensors
     made.CheckAclnnAvaliable = _check_aclnn_available
-    made.AclmdlSetDump = _refuse("dumping data from the device (config.dump_config)")
+    made.AclmdlSetDump = _set_dump
     made.AclopStartDumpArgs = _no_static_kernels
     made.AclopStopDumpArgs = lambda kind: None
     made.InitDeviceStdoutChannel = _init_device_stdout_channel
