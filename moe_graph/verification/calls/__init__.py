@@ -19,8 +19,8 @@ from moe_graph.verification.calls import (
     sampling,
     tensor,
 )
+from moe_graph.verification.calls.inputs import Call, Inputs
 from moe_graph.verification.calls.not_called import NOT_CALLED
-from moe_graph.verification.inputs import Call, Inputs
 
 __all__ = ["NOT_CALLED", "Call", "calls"]
 

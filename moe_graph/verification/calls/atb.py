@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moe_graph.verification.inputs import Call, Inputs, angles
+from moe_graph.verification.calls.inputs import Call, Inputs, angles
 
 HEADS, KEY_HEADS, WIDTH, BLOCK, SCALE = 4, 2, 128, 16, 0.1
 LENGTHS, CONTEXT = [3, 5], [18, 6]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moe_graph.verification.inputs import Call, Inputs, angles
+from moe_graph.verification.calls.inputs import Call, Inputs, angles
 
 BRAIN = torch.bfloat16
 

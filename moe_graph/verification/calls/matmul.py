@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_graph.verification.inputs import Call, Inputs
+from moe_graph.verification.calls.inputs import Call, Inputs
 
 _BFLOAT16, _E4M3, _FLOAT4, _E8M0 = 15, 24, 296, 293  # numbers of dtypes, for parameters of type int
 

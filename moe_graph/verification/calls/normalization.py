@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_graph.verification.inputs import Call, Inputs
+from moe_graph.verification.calls.inputs import Call, Inputs
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

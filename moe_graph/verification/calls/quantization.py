@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moe_graph.verification.inputs import Call, Inputs
+from moe_graph.verification.calls.inputs import Call, Inputs
 
 _QINT8, _E4M3, _FLOAT4 = 12, 24, 296  # numbers of dtypes, for parameters of type int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moe_graph.verification.inputs import Call, Inputs
+from moe_graph.verification.calls.inputs import Call, Inputs
 
 _BFLOAT16, _HIFLOAT8 = 15, 290  # numbers of dtypes, for parameters of type int
 
