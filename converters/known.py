@@ -40,14 +40,15 @@ class TorchairError(RuntimeError):
 class Known:
     """One way in which torchair's lowering is another function than the operator.
 
-    operators  overloads, "aten.std.correction"      applies    does a call with these arguments (FX nodes for tensors) have it?
+    operators  overloads, "aten.std.correction", or "output" for what a graph returns
+    applies    does a call with these arguments (FX nodes for tensors) have it? The FX node that is to blame, if it is another
     what       what comes out instead                remedy     how to write it so that it is right
     document   of the kernel that is lowered to      evidence   the node, and what it computes by the document
     captured   the modes that capture have it, too: a pass of torchair over the FX graph is the cause
     """
 
     operators: tuple[str, ...]
-    applies: Callable[[Arguments], bool]
+    applies: Callable[[Arguments], bool | torch.fx.Node | None]
     what: str
     remedy: str
     document: str
@@ -217,6 +218,22 @@ KNOWN = (
         "torchair's converter of npu_fusion_attention; ops-transformer, attention/flash_attention_score",
         "FlashAttentionScore(query, key, value) with real_shift left out, and no input for sink",
     ),
+    Known(
+        ("output",),
+        calls.outputs_that_share_memory,
+        "results that share memory in PyTorch, views of one tensor, have memory of their own: a write into one is not seen in another",
+        "write into none of them; or return the tensor, and take the views of it outside of the graph",
+        "torchair's outputs (GeConcreteGraph.parse_output); torch leaves views of a tensor that needs no gradient to the compiler",
+        "NetOutput(y, z), each contiguous and in memory of its own; only a view of an input is made a view again",
+    ),
+    Known(
+        ("output",),
+        calls.outputs_that_share_memory_here,
+        "results that do not share memory in PyTorch are one tensor: a write into one is seen in the other",
+        "write into none of them, or clone() one of them outside of the graph",
+        "torchair's outputs (GeConcreteGraph.parse_output: outputs of one GE tensor are one output)",
+        "NetOutput(y), returned twice: the copy into a new tensor is lowered to what is copied",
+    ),
 )
 _BY_OPERATOR = {operator: [k for k in KNOWN if operator in k.operators] for k in KNOWN for operator in k.operators}
 
@@ -250,17 +267,19 @@ def tell(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Any], captured: bo
     how = settings.torchair_numbers_are()
     entries = _BY_OPERATOR.get(str(node.target)) if how != "silent" else None
     for entry in entries or ():
-        if captured and not entry.captured or not entry.applies({**_arguments(node), "lowered": lowered}):
+        found = entry.applies({**_arguments(node), "lowered": lowered}) if entry.captured or not captured else None
+        if not found:
             continue
-        line = decisions.line_of(node.stack_trace)
+        blamed = found if isinstance(found, torch.fx.Node) else node
+        line = decisions.line_of(blamed.stack_trace)
         message = (
-            f"torchair lowers {node.target} to other numbers than PyTorch's{f' ({line})' if line else ''}: {entry.what}. "
+            f"torchair lowers {blamed.target} to other numbers than PyTorch's{f' ({line})' if line else ''}: {entry.what}. "
             f"Remedy: {entry.remedy}. (MOE_GRAPH_TORCHAIR_NUMBERS=error or silent)"
         )
         if how == "error":
             raise TorchairError(message)
         with _lock:
-            told = (entry.what, str(node.target), line)
+            told = (entry.what, str(blamed.target), line)
             seen = told in _told
             _told.add(told)
         if not seen:
@@ -270,7 +289,8 @@ def tell(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Any], captured: bo
 def _arguments(node: torch.fx.Node) -> Arguments:
     """The call's arguments by the schema's names, with its defaults, and the node itself as `node`."""
     given: Arguments = {"node": node}
-    for position, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    schema = getattr(node.target, "_schema", None)  # an output has none
+    for position, parameter in enumerate(schema.arguments if schema is not None else ()):
         default = parameter.default_value if parameter.has_default_value() else None
         given[parameter.name] = (
             node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)

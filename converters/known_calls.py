@@ -7,6 +7,7 @@ has made of the nodes before it.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,67 @@ def _begins_and_is_contiguous(x: torch.Tensor) -> bool:
             return False
         wanted = wanted * size
     return statically_known_true(x.storage_offset() == 0)
+
+
+def outputs_that_share_memory(arguments: Arguments) -> torch.fx.Node | None:
+    """The first result that shares memory with one before it in PyTorch, and not here."""
+    pairs = _pairs_of_outputs(arguments)
+    return next((_operator_of(later) for later, in_torch, here in pairs if in_torch and not here), None)
+
+
+def outputs_that_share_memory_here(arguments: Arguments) -> torch.fx.Node | None:
+    """The first result that shares memory with one before it here, and not in PyTorch."""
+    pairs = _pairs_of_outputs(arguments)
+    return next((_operator_of(later) for later, in_torch, here in pairs if here and not in_torch), None)
+
+
+def _operator_of(node: torch.fx.Node) -> torch.fx.Node:
+    """The call that a result comes from, which may be one of several results."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return source if isinstance(source, torch.fx.Node) else node
+
+
+def _pairs_of_outputs(arguments: Arguments) -> list[tuple[torch.fx.Node, bool, bool]]:
+    """Each two results that are no views of inputs: the later one, do they share memory in PyTorch, and does torchair make them one?"""
+    shares = torch._C._is_alias_of
+    inputs = [value_of(node) for node in arguments["node"].graph.nodes if node.op == "placeholder"]
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    results = [
+        node
+        for node in _results(arguments["node"])
+        if isinstance(value_of(node), torch.Tensor) and not any(shares(value_of(node), x) for x in tensors)
+    ]
+    lowered = {node: getattr(arguments["lowered"].get(node), "npu", None) for node in results}
+    return [
+        (later, shares(value_of(first), value_of(later)), _is_one(lowered[first], lowered[later]))
+        for place, later in enumerate(results)
+        for first in results[:place]
+    ]
+
+
+def _is_one(first: Any, later: Any) -> bool:
+    """Are they one tensor of the GE graph, and none a view that torchair has yet to make?"""
+    if first is None or later is None or first.tensor != later.tensor:
+        return False
+    return all(getattr(each, "view_faketensor", None) is None for each in (first, later))
+
+
+def _results(output: torch.fx.Node) -> list[torch.fx.Node]:
+    """What the graph returns to the caller as it is, without what is kept for the gradient or what a view is made of again."""
+    from torch._guards import TracingContext
+
+    returned = list(output.args[0])  # type: ignore[arg-type]
+    context = TracingContext.try_get()
+    meta = None if context is None else context.fw_metadata
+    if meta is None:
+        return list(dict.fromkeys(output.all_input_nodes))
+    if any(node.op == "placeholder" and node.name.startswith("tangents") for node in output.graph.nodes):
+        return []  # the graph of the gradients
+    start = len(meta.mutated_inp_runtime_indices)
+    kinds = [info.output_type.name for info in meta.output_info]
+    as_they_are = ("non_alias", "unsafe_view_alias", "custom_function_view")
+    kept = (node for node, kind in zip(returned[start:], kinds) if kind in as_they_are)
+    return list(dict.fromkeys(node for node in kept if isinstance(node, torch.fx.Node)))
 
 
 def always(arguments: Arguments) -> bool:

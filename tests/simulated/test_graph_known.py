@@ -303,6 +303,57 @@ def test_a_view_of_a_written_input_is_told_where_it_is_wrong(function):
                 assert torch.equal(g.cpu(), w)
 
 
+SHARED = {  # what shares memory in PyTorch without a gradient; with one torch makes a single view anew, and not one of several
+    "aten.slice.Tensor": (lambda x: (y := x * 2, y[1:]), False),
+    "aten.reshape.default": (lambda x: (y := x * 2, y.view(-1)), False),
+    "aten.split.Tensor": (lambda x: (x * 2).chunk(2), True),
+}
+
+
+@pytest.mark.parametrize(("trains", "dynamic"), [(False, True), (True, False)])
+@pytest.mark.parametrize("operator", SHARED)
+def test_results_that_shared_memory_are_told(operator, trains, dynamic):
+    function, with_gradient = SHARED[operator]
+    x = torch.ones(4, 4).npu().requires_grad_(trains)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        first, second = compiled(function, dynamic=dynamic)(x)
+    told = [w for w in seen if issubclass(w.category, known.TorchairWarning) and operator in str(w.message)]
+    assert len(told) == (not trains or with_gradient)
+    with torch.no_grad():
+        first.detach().mul_(5)
+    assert (second.unique().tolist() == [2]) == bool(told)
+    assert [(y * 1).unique().tolist() for y in function(torch.ones(4, 4).npu())] == [[2], [2]]
+
+
+def test_results_that_share_memory_here_alone_are_told():
+    with pytest.warns(known.TorchairWarning, match="aten.copy.default.*a write into one is seen in the other"):
+        first, second = compiled(lambda x: (y := x * 2, torch.empty_like(y).copy_(y)))(torch.ones(3).npu())
+    first.mul_(5)
+    assert second.tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda x: (x * 2, x[1:], x.t(), x),  # of inputs torchair makes views
+        lambda x: (y := x * 2, y),
+        lambda x: (y := x * 2, y.clone()),
+        lambda x: (y := x * 2, y[1:].clone(), y.view(-1) + 1),
+    ],
+)
+def test_results_that_share_memory_as_in_pytorch_are_not_told(returned):
+    x = torch.arange(16.0).view(4, 4).npu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        got = compiled(returned)(x)
+    for g, w in zip(got, returned(x)):
+        assert torch.equal(g, w)
+        assert (g.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()) == (
+            w.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+        )
+
+
 @pytest.mark.parametrize("mode", ["reduce-overhead", "npugraph_ex"])
 @pytest.mark.parametrize("remedy", [False, True])
 def test_a_swap_that_is_captured_is_told(mode, remedy):
