@@ -114,6 +114,14 @@ KNOWN = (
         "save_invstd is fed to an input of the kernel that is the batch's variance",
     ),
     Known(
+        ("aten.native_group_norm_backward.default",),
+        calls.steps_in_a_half_type,
+        "the gradient of a half type is computed step by step in it, and from a rounded variance: some units of the type off",
+        "F.group_norm(x.float(), ...).to(x.dtype), with weight and bias in float32",
+        "torchair's definitions of GroupNorm and BNTrainingUpdateGrad; ops-math, math/mul",
+        "Sub(Reciprocal(Mul(rstd, rstd)), eps) and Mul(dy, gamma), in the half type, for BNTrainingUpdateGrad and BNTrainingReduceGrad",
+    ),
+    Known(
         ("aten.gelu.default", "aten.gelu_backward.default"),
         lambda arguments: arguments["approximate"] == "none",
         "it is computed by the tangent's form, up to 5e-4 from the error function's",

@@ -89,6 +89,11 @@ def reads_what_is_overwritten(arguments: Arguments) -> bool:
     )
 
 
+def steps_in_a_half_type(arguments: Arguments) -> bool:
+    """Is it of a half type? Not looked for on Ascend 950, which has a kernel for it."""
+    return value_of(arguments["input"]).dtype in (torch.float16, torch.bfloat16) and not _is_950()
+
+
 def hands_out_places(arguments: Arguments) -> bool:
     """Are the places of a max pooling read by anything but its gradient? Not looked for on Ascend 950, whose kernel returns them.
 
@@ -179,7 +184,7 @@ def _operator_of(node: torch.fx.Node) -> torch.fx.Node:
 
 def _pairs_of_outputs(arguments: Arguments) -> list[tuple[torch.fx.Node, bool, bool]]:
     """Each two results that are no views of inputs: the later one, do they share memory in PyTorch, and does torchair make them one?"""
-    shares = torch._C._is_alias_of
+    shares = torch._C._is_alias_of  # type: ignore[attr-defined]
     inputs = [value_of(node) for node in arguments["node"].graph.nodes if node.op == "placeholder"]
     tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
     results = [

@@ -303,6 +303,40 @@ def test_a_view_of_a_written_input_is_told_where_it_is_wrong(function):
                 assert torch.equal(g.cpu(), w)
 
 
+def gradient_in_steps(grad, x, mean, rstd):
+    """What torchair writes: a batch norm's gradient over groups, of a variance and a product that each step rounds to x's type."""
+    variance = (1 / (rstd * rstd) - 1e-5).float()[..., None]
+    groups, upstream = (t.view(2, 4, -1).float() for t in (x, grad))
+    normal = (groups - mean.float()[..., None]) * (variance + 1e-5).rsqrt()
+    inner = upstream - upstream.mean(-1, True) - normal * (upstream * normal).mean(-1, True)
+    return (inner * (variance + 1e-5).rsqrt()).view_as(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_group_norm_in_steps_of_a_half_type_is_told(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(2, 8, 5, 3, generator=generator).to(dtype) for _ in range(2))
+    mean, rstd = (torch.randn(2, 4, generator=generator).abs().add(0.3).to(dtype) for _ in range(2))
+
+    def backward(grad, x, mean, rstd):
+        return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, 2, 8, 15, 4, [True, False, False])[
+            0
+        ]
+
+    given = (grad, x, mean, rstd)
+    with pytest.warns(known.TorchairWarning, match="aten.native_group_norm_backward.default.*step by step"):
+        got = compiled(backward)(*(t.npu() for t in given)).cpu()
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(got.float(), gradient_in_steps(*given), rtol=unit, atol=unit)
+    eager = backward(*(t.npu() for t in given)).cpu()
+    torch.testing.assert_close(eager.float(), backward(*(t.float() for t in given)), rtol=unit, atol=unit)
+    assert not torch.equal(got, eager)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", known.TorchairWarning)
+        wide = compiled(lambda *given: backward(*(t.float() for t in given)).to(dtype))(*(t.npu() for t in given)).cpu()
+    torch.testing.assert_close(wide.float(), backward(*(t.float() for t in given)), rtol=unit, atol=unit)
+
+
 SHARED = {  # what shares memory in PyTorch without a gradient; with one torch makes a single view anew, and not one of several
     "aten.slice.Tensor": (lambda x: (y := x * 2, y[1:]), False),
     "aten.reshape.default": (lambda x: (y := x * 2, y.view(-1)), False),

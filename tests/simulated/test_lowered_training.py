@@ -53,6 +53,29 @@ def test_compiled_is_the_cpus(name):
     torch.testing.assert_close([x.cpu() for x in flat], list(expected) if len(flat) > 1 else [expected])
 
 
+NORMS = {
+    "layer_norm without weight": lambda x, w, b, m, v: functional.layer_norm(x.transpose(1, 3), (3,)),
+    "layer_norm": lambda x, w, b, m, v: functional.layer_norm(x.transpose(1, 3), (3,), w, b),
+    "batch_norm in eval": lambda x, w, b, m, v: functional.batch_norm(x, m, v, w, b),
+    "rms_norm": lambda x, w, b, m, v: functional.rms_norm(x.transpose(1, 3), (3,), w),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NORMS)
+def test_gradients_of_norms_are_eagers_bit_by_bit(name, dtype):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=generator).to(dtype) for shape in (X.shape, 3, 3, 3)]
+    grads = []
+    for run in (lambda f: f, lambda f: torch.compile(f, backend=BACKEND, dynamic=False)):
+        x, w, b, mean = (t.npu().requires_grad_() for t in given)
+        y = run(NORMS[name])(x, w, b, mean.detach(), mean.detach().abs() + 1)
+        y.backward(torch.ones_like(y) + y.detach())
+        grads.append([y.detach(), *(t.grad for t in (x, w, b) if t.grad is not None)])
+    for eager, graph in zip(*grads):
+        assert torch.equal(eager, graph)
+
+
 def test_a_step_of_training_is_the_cpus():
     """Convolution, prelu, max_pool2d, log-sigmoid and cross_entropy, forward and backward."""
     slope = torch.rand(4)

@@ -30,8 +30,8 @@ def _all_but_channels(x: Tensor) -> tuple[int, ...]:
 
 
 def _described(node: Node | None, *values: Tensor) -> Iterator[Tensor]:
-    """The outputs of a node behind its first in the types that the graph describes; a device's are float32."""
-    described = [output.type for output in node.outputs[1:]] if node else [None] * len(values)
+    """The last outputs of a node in the types that the graph describes; a device's are float32."""
+    described = [output.type for output in node.outputs[-len(values) :]] if node else [None] * len(values)
     return (value if kind is None else value.to(kind.torch) for value, kind in zip(values, described))
 
 
@@ -79,13 +79,19 @@ def bn_infer_grad(grads: Tensor, scale: Tensor, batch_variance: Tensor, *, epsil
 
 @kernel("BNTrainingUpdateGrad", "BN3DTrainingUpdateGrad")
 def bn_training_update_grad(
-    grads: Tensor, x: Tensor, batch_mean: Tensor, batch_variance: Tensor, *, epsilon: float = 0.0001
-) -> tuple[Tensor, Tensor]:
+    grads: Tensor,
+    x: Tensor,
+    batch_mean: Tensor,
+    batch_variance: Tensor,
+    *,
+    epsilon: float = 0.0001,
+    node: Node | None = None,
+) -> tuple[Tensor, ...]:
     """GE BNTrainingUpdateGrad, BN3DTrainingUpdateGrad: gradients of scale and offset, per channel, of the shape of batch_mean."""
     normalised = (x.float() - _per_channel(batch_mean, x)) * _per_channel(_rstd(batch_variance, epsilon), x)
     others = _all_but_channels(x)
     diff_scale = (grads.float() * normalised).sum(others).view(batch_mean.shape)
-    return diff_scale, grads.float().sum(others).view(batch_mean.shape)
+    return tuple(_described(node, diff_scale, grads.float().sum(others).view(batch_mean.shape)))
 
 
 @kernel("BNTrainingReduceGrad", "BN3DTrainingReduceGrad")
@@ -151,11 +157,11 @@ def layer_norm_v4(
 
 @kernel("LayerNormGradV3")
 def layer_norm_grad_v3(
-    dy: Tensor, x: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor
+    dy: Tensor, x: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor, *, node: Node | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GE LayerNormGradV3: gradients of x, gamma and beta, the latter two in gamma's type."""
+    """GE LayerNormGradV3: gradients of x, gamma and beta, the latter two in the type that the graph describes."""
     mask = [True, True, True]
     pd_x, pd_gamma, pd_beta = listed(aten.native_layer_norm_backward.default)(
         dy, x, gamma.shape, mean, rstd, gamma, torch.zeros_like(gamma), mask
     )
-    return pd_x, pd_gamma.to(gamma.dtype), pd_beta.to(gamma.dtype)
+    return pd_x, *_described(node, pd_gamma, pd_beta)
