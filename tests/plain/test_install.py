@@ -1,5 +1,6 @@
 """The way in: what the extras install, the console script, `doctor`, and the switch that lets a plain `import torch` work."""
 
+import configparser
 import json
 import os
 import re
@@ -204,6 +205,51 @@ def test_the_recipe_keeps_torch_and_torch_npu_together(tmp_path):
              for item in json.loads(report.read_text())["install"]}  # fmt: skip
     assert found["torch"].split("+")[0] == found["torch_npu"] == "2.13.0"
     assert {"pyelftools", "pyyaml", "protobuf", "packaging"} <= set(found)
+
+
+def test_an_extra_of_each_version_asks_for_the_pair_that_is_exercised():
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(CHECKOUT / "setup.cfg")
+    (tox,) = [settings[name] for name in settings.sections() if name.startswith("testenv:torch{")]
+    exercised = {
+        version: {re.search(rf"^torch{version}: .*(torch{npu}==\S+)", text, re.M)[1] for npu, text in lines}
+        for version in re.search(r"torch\{(.*)\}", tox.name)[1].split(",")
+        for lines in [(("", tox["deps"]), ("_npu", tox["commands_pre"]))]
+    }
+    extras = {
+        name.removeprefix("simulator-"): {line for line in text.splitlines() if line.startswith("torch")}
+        for name, text in settings["options.extras_require"].items()
+        if name.startswith("simulator-")
+    }
+    assert extras == exercised
+
+
+# ---- a notebook ----
+
+
+@on_simulator
+@pytest.mark.slow
+def test_a_kernel_that_imports_torch_first_has_the_device(site, monkeypatch):
+    client = pytest.importorskip("jupyter_client.manager", reason="Jupyter is not installed")
+    pytest.importorskip("ipykernel", reason="Jupyter is not installed")
+    for line in subprocess.run(
+        [sys.executable, "-m", "moe_graph", "env"], capture_output=True, text=True
+    ).stdout.splitlines():
+        for name, value in re.findall(r"export (\w+)=[\"']?([^\"']*)", line):
+            monkeypatch.setenv(name, value)
+    manager, kernel = client.start_new_kernel(startup_timeout=300)
+    try:
+        said = []
+        reply = kernel.execute_interactive(
+            "import torch\nimport moe_graph\nx = torch.ones(2).npu()\nprint((x + 1).cpu().tolist(), x.device)",
+            timeout=300,
+            output_hook=lambda message: said.append(message["content"].get("text", "")),
+        )
+        assert reply["content"]["status"] == "ok", reply["content"]
+        assert "[2.0, 2.0] npu:0" in "".join(said)
+    finally:
+        kernel.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 # ---- files to copy ----
