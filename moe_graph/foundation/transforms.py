@@ -99,6 +99,34 @@ def below_autograd(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return op(*args, **kwargs)
 
 
+def finds_fallback(op: torch._ops.OpOverload, *given: Any) -> bool:
+    """Is each tensor an ordinary one, with no mode, level of torch.func or kernel of somebody's own between it and the fallback?"""
+    if torch._C._dispatch_tls_local_include_set().raw_repr() & _REDIRECTING:
+        return False
+    ordinary = all(is_ordinary(tensor) for tensor in tensors(*given))
+    return ordinary and not torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CPU")
+
+
+def is_ordinary(tensor: Tensor) -> bool:
+    """Is it a tensor in host memory and nothing else: not sparse, wrapped, conjugated, fake or of a class that the dispatcher asks?"""
+    return tensor.is_cpu and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY
+
+
+_REDIRECTING = 0
+"""The dispatch keys that a thread has while a mode, a level of torch.func or a tracer sees its calls, as bits; some came with a torch."""
+for _name in (
+    *("Python", "PythonTLSSnapshot", "PythonDispatcher", "PreDispatch", "Functionalize", "Tracer", "DeferredInit"),
+    *("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMode", "FuncTorchVmapMode", "VmapMode"),
+    "TESTING_ONLY_GenericMode",
+):
+    if (_found := torch._C._parse_dispatch_key(_name)) is not None:
+        _REDIRECTING |= torch._C.DispatchKeySet(_found).raw_repr()
+with torch.inference_mode(False):
+    _ORDINARY = {torch._C._dispatch_keys(torch.empty(0)).raw_repr()}
+with torch.inference_mode():
+    _ORDINARY.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
+
+
 def without_gradient(results: Any, inputs: Sequence[Any], why: Exception) -> Any:
     """Results of a call whose gradient is not served: they are there, and asking for their gradient is an error that says why.
 

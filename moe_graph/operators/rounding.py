@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from moe_graph.foundation import transforms
+from moe_graph.foundation import cpu, transforms
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -87,6 +87,9 @@ _ONLY_WITH = {
 # The sums of a product depend on how its operands lie in memory: they are laid out one way, so that all ways give the same bits.
 _PRODUCTS = "mm bmm addmm baddbmm addbmm matmul dot vdot mv addmv _addmm_activation"
 
+# Products that the CPU, where it has them for a half type, sums up in float32 and rounds once itself.
+_ROUNDED_BY_THE_CPU = "mm bmm matmul"
+
 LISTED = frozenset(_LIKE_THE_FIRST.split()) | frozenset(_PROMOTED.split())
 """Names of aten's operators, without the overload's name and the underscore of the form in place."""
 
@@ -116,6 +119,8 @@ def rounded_once(
         numbers=frozenset(_ROUNDED_NUMBERS.get(name, ()))
         | {names.index(n) for n in _ROUNDED_NUMBERS.get(name, ()) if n in names},
     )
+    if name in _ROUNDED_BY_THE_CPU.split() and not written:
+        return _by_the_cpu(function or overload, wide)
     if name not in _ONLY_WITH:
         return wide
     condition = _ONLY_WITH[name]
@@ -200,6 +205,20 @@ def _in_float32(
         return result
 
     return functools.wraps(function)(call) if inspect.isfunction(function) else call
+
+
+def _by_the_cpu(function: Callable[..., Any], wide: Callable[..., Any]) -> Callable[..., Any]:
+    """A product of two matrices by the CPU's own instructions where `foundation.cpu` says that it has them, else `wide`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 2 and not kwargs:
+            left, right = args
+            one_half = left.dtype in HALF and left.dtype == right.dtype and left.dim() > 1 and right.dim() > 1
+            if one_half and cpu.multiplies(left.dtype):
+                return function(left.contiguous(), right.contiguous())
+        return wide(*args, **kwargs)
+
+    return call
 
 
 class _Widened:

@@ -43,8 +43,18 @@ def _checked_gather_index(counts: Tensor, num_tokens: int) -> Tensor:
     repeat_interleave writes outside of its output before it refuses, or crashes.
     """
     if settings.checks_values(counts):
+        on_host = index.gather_index_on_host(counts, num_tokens)
+        if on_host is not None:
+            return on_host
         validation.check_counts(counts, num_tokens)
     return index.gather_index(counts, num_tokens)
+
+
+def un_routing(tokens: Tensor, expert_token_num_per_rank: Tensor) -> Tensor:
+    """The tokens alone of the operator's call with the transposed counts, which is the way back. Raises ValueError as `re_routing`."""
+    counts = expert_token_num_per_rank.t()
+    validation.check_arguments(tokens, counts)
+    return take_rows(tokens, _checked_gather_index(counts, tokens.shape[0]))
 
 
 def re_routing(

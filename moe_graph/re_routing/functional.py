@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_graph.foundation import compat, contract
+from moe_graph.foundation import compat, contract, transforms
 from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput
 from moe_graph.re_routing import device, fallback
 from moe_graph.re_routing.autograd import un_route
@@ -87,5 +87,17 @@ def moe_un_routing(
             "moe_un_routing: expert_token_num_per_rank must be of shape [N, E] (rank 2), "
             f"got shape {tuple(expert_token_num_per_rank.shape)}"
         )
+    if per_token_scales is None and _is_fallback_alone(tokens, expert_token_num_per_rank):
+        return MoeUnRoutingOutput(fallback.un_routing(tokens, expert_token_num_per_rank), None)
     source_tokens, source_scales = un_route(tokens, expert_token_num_per_rank, per_token_scales)
     return MoeUnRoutingOutput(source_tokens, None if per_token_scales is None else source_scales)
+
+
+def _is_fallback_alone(tokens: Tensor, counts: Tensor) -> bool:
+    """Would a call of the operator come to the fallback, with nobody to look on? Then what is not asked for need not be computed."""
+    return (
+        not compat.is_compiling()
+        and transforms.finds_fallback(contract.operator(), tokens, counts)
+        and not transforms.is_differentiated(tokens)
+        and not torch._C._autograd._profiler_enabled()
+    )

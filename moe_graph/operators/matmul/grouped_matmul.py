@@ -29,9 +29,10 @@ from torch import Tensor
 from moe_graph.operators import dtypes
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, Planned, Tensors
-from moe_graph.operators.matmul import grouped_matmul_float8, scaled_operands
+from moe_graph.operators.matmul import grouped_matmul_float8, products, scaled_operands
 from moe_graph.operators.matmul.grouped_matmul_checks import (
     ACTIVATIONS,
+    COUNT,
     CUMSUM,
     HALVES,
     KEY_VALUE,
@@ -42,12 +43,10 @@ from moe_graph.operators.matmul.grouped_matmul_checks import (
     check_arguments,
 )
 from moe_graph.operators.matmul.grouped_matmul_gradient import grouped_matmul_autograd, grouped_matmul_batches
+from moe_graph.operators.matmul.products import exact_product, multiply
 from moe_graph.operators.quantization import destination, int4
 from moe_graph.operators.quantization.int8 import INT8_MAX
 from moe_graph.operators.quantization.trans_quant_param import unpacked
-
-# |int8 * int8| <= 2 ** 14, so sums of so many products are whole numbers that float32 holds exactly, in whatever order they are added.
-_EXACT_PRODUCTS = 1024
 
 
 def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
@@ -103,7 +102,7 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
     if form.axis is Axis.COLUMNS:
         return _by_columns(x[0], weight, form, options)
     if form.axis is Axis.ROWS:
-        return _by_rows(x, weight, form, options)
+        return _at_once(x, weight, form, options) or _by_rows(x, weight, form, options)
     outputs = []
     for index, (a, b) in enumerate(zip(x, weight)):
         rows = a.reshape(-1, a.shape[-1])
@@ -132,6 +131,17 @@ def _of_int4(words: Tensor, depth: int) -> Tensor:
     if words.dim() >= 2 and words.shape[-2] * int4.PER_WORD == depth:
         return int4.unpacked(words.transpose(-1, -2)).transpose(-1, -2)
     return int4.unpacked(words)
+
+
+def _at_once(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, options: Options) -> list[Tensor] | None:
+    """All products of a call of the most usual form; None for the others, and where it is the loop that says what is wrong."""
+    listed = options.group_list
+    if len(x) > 1 or not form.stacked or form.quantized or options.bias:
+        return None
+    if not isinstance(listed, Tensor) or options.group_list_type == KEY_VALUE:
+        return None
+    joined = products.grouped(x[0], weight[0], listed.cumsum(0) if options.group_list_type == COUNT else listed)
+    return None if joined is None else [joined]
 
 
 def _by_rows(x: Sequence[Tensor], weight: Sequence[Tensor], form: Form, options: Options) -> list[Tensor]:
@@ -163,13 +173,13 @@ def _by_columns(x: Tensor, weight: Sequence[Tensor], form: Form, options: Option
         parts = x[:, : sum(len(matrix) for matrix in weight)].split([len(matrix) for matrix in weight], dim=1)
         outputs = [x.new_empty((len(x), matrix.shape[-1])) for matrix in weight]
         for part, matrix, output in zip(parts, weight, outputs):
-            _multiply(part, matrix, output)
+            multiply(part, matrix, output)
         return outputs
     groups = _listed(options).shape[0]
     output = x.new_zeros((groups, len(x), weight[0].shape[-1]))
     for start, stop, index in _segments(options, x.shape[1], groups):
         if stop > start:
-            _multiply(x[:, start:stop], weight[0][start:stop], output[index])
+            multiply(x[:, start:stop], weight[0][start:stop], output[index])
     return [output]
 
 
@@ -235,46 +245,21 @@ def _product(
             if offset is not None:
                 parts = parts + offset.float().reshape(factors.shape)
             matrix = (parts * factors).reshape(matrix.shape)
-        _multiply(x, matrix, output, bias)
+        multiply(x, matrix, output, bias)
         return
-    y = _exact_product(x, matrix)
+    y, scale = exact_product(x, matrix), of_group(options.scale)
     if bias is not None and bias.dtype == torch.int32:
         y, bias = y.to(torch.int32) + bias, None
-    scale = of_group(options.scale)
     if scale is not None and output.dtype == torch.int8:
         steps, shift = unpacked(scale)
         y = y.float() * steps
         y = destination.rounded(y if shift is None else y + shift, INT8_MAX)
     elif scale is not None:
-        y = y.float() * scale.float()
+        y = y.float().mul_(scale.float())
         if token_scale is not None:
             y *= token_scale.unsqueeze(1)
         y = ACTIVATIONS[options.act_type or 0](y if bias is None else y + bias.float())
     output.copy_(y)
-
-
-def _multiply(x: Tensor, weight: Tensor, output: Tensor, bias: Tensor | None = None) -> None:
-    """x @ weight + bias in float32, rounded once into `output`."""
-    direct = x.dtype == weight.dtype == output.dtype == torch.float32
-    y = output if direct else output.new_empty(output.shape, dtype=torch.float32)
-    if bias is None:
-        torch.mm(x.float(), weight.float(), out=y)
-    else:
-        torch.addmm(bias.float(), x.float(), weight.float(), out=y)
-    if not direct:
-        output.copy_(y)
-
-
-def _exact_product(x: Tensor, weight: Tensor) -> Tensor:
-    """int8 [M, K] @ int8 [K, N] -> the exact sums [M, N], by float32 products short enough to be exact; int32 if K needs several."""
-    starts = range(0, x.shape[1], _EXACT_PRODUCTS)
-    if len(starts) <= 1:
-        return torch.mm(x.float(), weight.float())
-    parts = ((x[:, i : i + _EXACT_PRODUCTS].float(), weight[i : i + _EXACT_PRODUCTS].float()) for i in starts)
-    total = torch.zeros((x.shape[0], weight.shape[1]), dtype=torch.int32, device=x.device)
-    for left, right in parts:
-        total += torch.mm(left, right).to(torch.int32)
-    return total
 
 
 # GroupedMatmul's attribute `dtype`, of int8 x: -1 leaves the output's type open. Of float8 x it has float32, too.

@@ -37,11 +37,11 @@ def grouped_matmul_autograd(x: Sequence[Tensor], weight: Sequence[Tensor], **key
 
     A call without a gradient, as a quantized one, has results all the same; to ask for their gradient is an error.
     """
-    options = Options(**keywords)
-    call = functools.partial(transforms.below_autograd, _operator(options))
+    operator = _operator(keywords.get("group_list"))
+    if not transforms.is_differentiated(x, weight, *keywords.values()):
+        return transforms.below_autograd(operator, x, weight, **keywords)
+    options, call = Options(**keywords), functools.partial(transforms.below_autograd, operator)
     everything = (*_all_tensors(x, weight, options),)
-    if not transforms.is_differentiated(*everything):
-        return call(x, weight, **keywords)
     try:
         form = check_arguments(x, weight, options)
         if form.quantized:
@@ -59,10 +59,9 @@ def _all_tensors(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options
     return [*x, *weight, *(tensor for tensors in lists for tensor in tensors or ())]
 
 
-def _operator(options: Options) -> torch._ops.OpOverload:
+def _operator(group_list: Tensor | Sequence[int] | None) -> torch._ops.OpOverload:
     packet = torch.ops.npu.npu_grouped_matmul
-    integers = options.group_list is not None and not isinstance(options.group_list, Tensor)
-    return packet.List if integers else packet.default
+    return packet.default if group_list is None or isinstance(group_list, Tensor) else packet.List
 
 
 def _keywords(options: Options) -> dict[str, Any]:
@@ -112,7 +111,7 @@ class _GroupedMatmul(compat.SingleLevelFunction):  # type: ignore[misc]
         options = replace(ctx.options, group_list=listed)
         x, weight, bias = _split(saved, x_count, weight_count)
         dx, dweight, dbias = _split(given[5:], x_count, weight_count)
-        terms, call = [], _operator(options)
+        terms, call = [], _operator(options.group_list)
         with transforms.seen_by_vmap():
             if any(tangent is not None for tangent in dx):
                 terms.append(call(_filled(dx, x), weight, **_keywords(options)))
@@ -235,7 +234,7 @@ def grouped_matmul_batches(
     of_columns = ("bias", "scale", "antiquant_scale", "antiquant_offset")  # one value for each column N
     widens = batch.has(weight, *(getattr(options, name) for name in of_columns))
     lengthens = batch.has(x, options.per_token_scale)
-    operator = _operator(options)
+    operator = _operator(options.group_list)
     if batch.has(options.group_list) or (widens and lengthens):
         return transforms.each_sample(lambda: operator)(batch, x, weight, **keywords)
     if widens:
