@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +102,18 @@ def current_product() -> Product:
 
 def _soc_name() -> str | None:
     torch_npu = sys.modules.get("torch_npu")
-    if torch_npu is None or not torch_npu.npu.is_available():
+    if torch_npu is None:
         return None
-    return torch_npu.npu.get_device_name()
+    ask = torch_npu.npu.get_device_name
+    if ask not in _soc_names:
+        if not torch_npu.npu.is_available():
+            return None
+        _soc_names[ask] = ask()
+    return _soc_names[ask]
+
+
+# What the device has answered: it stays what it is, and operators ask for it at every call.
+_soc_names: dict[Callable[[], str], str] = {}
 
 
 def _scales_are_native(product: Product, scales: Tensor) -> bool:

@@ -7,7 +7,7 @@ memory, is that again on the NPU; what is fresh becomes a new NPU tensor. Device
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -24,7 +24,13 @@ from moe_graph.simulator.eager.exceptions import (
     SEEDED,
 )
 from moe_graph.simulator.runtime import captured, launches
-from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias, to_npu
+from moe_graph.simulator.runtime.tensors import (
+    borrowed_view,
+    is_host_memory_of_device,
+    npu_alias,
+    shared_view,
+    to_npu,
+)
 
 _CPU = torch.device("cpu")
 _is_profiled = torch._C._autograd._profiler_enabled
@@ -55,6 +61,10 @@ class Operator:
         by_tag = torch.Tag.nondeterministic_seeded in overload.tags and qualified not in SEEDED | GIVEN_SEED
         self.draws = self.position is not None or by_tag
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
+        special = self._names or self.draws or self._host_results or any(a.name == "device" for a in schema.arguments)
+        self._is_plain = not special
+        # An overload hands all on to its handle; a call less.
+        self._compute = self.function._op if isinstance(self.function, torch._ops.OpOverload) else self.function
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         for observe in launches.observers:
@@ -86,6 +96,10 @@ class Operator:
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
+            if self._is_plain and not kwargs:
+                result = self._run_plain(args)
+                if result is not _LOOK_CLOSER:
+                    return result
             return self._run(_Tensors(self.overload, self._across), args, kwargs)
         except NotImplementedError as error:
             name = self.overload._schema.name.partition("::")[2].rstrip("_")
@@ -105,6 +119,36 @@ class Operator:
                 raise
         # An out= tensor must grow: it is computed in new memory, and copied.
         return self._run(_Tensors(self.overload, self._across, self._outs), args, kwargs)
+
+    def _run_plain(self, args: tuple) -> Any:
+        """The most usual call in few steps: tensors of one NPU and numbers, by position, which no operator gives another shape.
+
+        _LOOK_CLOSER, with nothing computed, if it is none.
+        """
+        device: torch.device | None = None
+        pairs: list[_Pair] = []
+        cpu_args = []
+        for value in args:
+            if isinstance(value, Tensor):
+                if device is None:
+                    device = value.device
+                    if device.type != "npu":
+                        return _LOOK_CLOSER
+                elif value.device != device:
+                    return _LOOK_CLOSER
+                view = shared_view(value)
+                pairs.append((value, view, None, False))
+                cpu_args.append(view)
+            elif isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+                return _LOOK_CLOSER
+            else:
+                cpu_args.append(value)
+        if device is None:
+            return _LOOK_CLOSER
+        result = self._compute(*cpu_args)
+        if isinstance(result, Tensor):
+            return _on_device(result, device, pairs)
+        return self._results(_Tensors(self.overload, self._across, pairs=pairs), result, device)
 
     def _run(self, tensors: _Tensors, args: tuple, kwargs: dict[str, Any]) -> Any:
         cpu_args = [tensors.to_cpu(value) for value in args]
@@ -135,6 +179,9 @@ class Operator:
         else:
             result = self.function(*cpu_args, **cpu_kwargs)
         tensors.write_back()
+        return self._results(tensors, result, device)
+
+    def _results(self, tensors: _Tensors, result: Any, device: torch.device) -> Any:
         if isinstance(result, Tensor):
             return tensors.to_device(result, device)
         if isinstance(result, (list, tuple)):
@@ -226,16 +273,42 @@ class _Across(NamedTuple):
     in_lists: bool
 
 
+_LOOK_CLOSER = object()
+_Pair = tuple[Tensor, Tensor, Optional[torch.Size], bool]
+"""An NPU tensor, its CPU view, the shape it came with, and: is the view memory of its own?"""
+
+
+def _on_device(value: Tensor, device: torch.device, pairs: list[_Pair]) -> Tensor:
+    """A result on the NPU: the argument that it is, an alias of the argument in whose memory it lies, or a new tensor."""
+    for npu, cpu, _, _ in pairs:
+        if cpu is value:
+            return npu
+    if not value.is_cpu or device.type != "npu":
+        return value
+    if value.layout is torch.strided:
+        start = value.untyped_storage().data_ptr()
+        for npu, _, _, fresh in pairs:
+            if start and not fresh and npu.untyped_storage().data_ptr() == start:
+                return npu_alias(value, npu)
+    return to_npu(value, device)
+
+
 class _Tensors:
     """NPU tensors of one call and their CPU views. `device`: that of the first NPU tensor. `fresh`: arguments not to share."""
 
     __slots__ = ("_overload", "_across", "_fresh", "_pairs", "device")
 
-    def __init__(self, overload: torch._ops.OpOverload, across: _Across, fresh: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        overload: torch._ops.OpOverload,
+        across: _Across,
+        fresh: tuple[str, ...] = (),
+        pairs: list[_Pair] | None = None,
+    ) -> None:
         self._overload = overload
         self._across = across
         self._fresh = fresh
-        self._pairs: list[tuple[Tensor, Tensor, torch.Size, bool]] = []
+        self._pairs: list[_Pair] = [] if pairs is None else pairs
         self.device: torch.device | None = None
 
     def to_cpu(self, value: Any, name: str = "") -> Any:
@@ -308,17 +381,7 @@ class _Tensors:
 
     def to_device(self, value: Any, device: torch.device) -> Any:
         if isinstance(value, Tensor):
-            for npu, cpu, _, _ in self._pairs:
-                if cpu is value:
-                    return npu
-            if device.type != "npu" or not value.is_cpu:
-                return value
-            if value.layout == torch.strided:
-                start = value.untyped_storage().data_ptr()
-                for npu, _, _, fresh in self._pairs:
-                    if start and not fresh and npu.untyped_storage().data_ptr() == start:
-                        return npu_alias(value, npu)
-            return to_npu(value, device)
+            return _on_device(value, device, self._pairs)
         if isinstance(value, (list, tuple)):
             return [self.to_device(item, device) for item in value]
         return value

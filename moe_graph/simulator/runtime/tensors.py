@@ -9,6 +9,7 @@ from torch import Tensor
 
 _CPU = torch.device("cpu")
 _blocks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+_views: dict[tuple, Tensor] = {}
 _MAX_BLOCKS = 4096
 
 
@@ -51,6 +52,27 @@ def borrowed_view(tensor: Tensor) -> Tensor:
     return _with_bits(view, tensor)
 
 
+def shared_view(tensor: Tensor) -> Tensor:
+    """As borrowed_view, the same CPU tensor for the same bytes, shape and strides again: it must not be given others."""
+    storage = tensor.untyped_storage()
+    key = (
+        storage.data_ptr(),
+        storage.nbytes(),
+        tensor.dtype,
+        tensor.storage_offset(),
+        tensor.size(),
+        tensor.stride(),
+        tensor.is_neg(),
+        tensor.is_conj(),
+    )
+    view = _views.get(key)
+    if view is None:
+        if len(_views) >= _MAX_BLOCKS:
+            _views.clear()
+        _views[key] = view = borrowed_view(tensor)
+    return view
+
+
 def _block(address: int, size: int, dtype: torch.dtype) -> Tensor:
     if len(_blocks) >= _MAX_BLOCKS:
         _blocks.clear()
@@ -69,7 +91,7 @@ def _with_bits(view: Tensor, tensor: Tensor) -> Tensor:
 
 def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
     """A new NPU tensor with the values of a CPU tensor, and with its strides where they leave no gap and no overlap."""
-    if tensor.layout != torch.strided:
+    if tensor.layout is not torch.strided:
         return tensor.to(device)  # torch moves its parts, strided tensors
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -79,10 +101,10 @@ def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
         strides = torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride()
         dense = strides == tensor.stride()
     made = torch.empty_strided(tensor.size(), strides, dtype=tensor.dtype, device=device)
-    count = tensor.numel()
-    if count and dense:
-        ctypes.memmove(made.data_ptr(), tensor.data_ptr(), count * tensor.element_size())
-    elif count:
+    size = tensor.nbytes
+    if size and dense:
+        ctypes.memmove(made.data_ptr(), tensor.data_ptr(), size)
+    elif size:
         borrowed_view(made).copy_(tensor)
     return made
 
