@@ -75,6 +75,7 @@ PRODUCTS = {
 }
 _DEFAULT = "A2"
 _ENVIRONMENT = "MOE_GRAPH_PRODUCT"
+_SIMULATED = "MOE_GRAPH_SIM_SOC"
 _chosen: str | None = None
 
 
@@ -105,15 +106,16 @@ def _soc_name() -> str | None:
     if torch_npu is None:
         return None
     ask = torch_npu.npu.get_device_name
-    if ask not in _soc_names:
+    asked = ask, os.environ.get(_SIMULATED)
+    if asked not in _soc_names:
         if not torch_npu.npu.is_available():
             return None
-        _soc_names[ask] = ask()
-    return _soc_names[ask]
+        _soc_names[asked] = ask()
+    return _soc_names[asked]
 
 
-# What the device has answered: it stays what it is, and operators ask for it at every call.
-_soc_names: dict[Callable[[], str], str] = {}
+# What the device has answered; operators ask for it at every call. A device stays what it is, the simulated one is what the variable says.
+_soc_names: dict[tuple[Callable[[], str], str | None], str] = {}
 
 
 def _scales_are_native(product: Product, scales: Tensor) -> bool:
