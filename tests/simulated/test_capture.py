@@ -116,9 +116,15 @@ def test_a_capture_does_not_wait_for_events_from_outside():
         captured(lambda: torch.npu.current_stream().wait_event(event))
 
 
-def test_the_default_stream_and_a_second_capture_are_refused():
+def test_the_default_stream_and_a_replay_of_nothing_are_refused():
     with pytest.raises(RuntimeError, match="must be captured on a non-default stream"):
         torch.npu.NPUGraph().capture_begin()
+    with pytest.raises(RuntimeError, match="without a preceding successful capture"):
+        torch.npu.NPUGraph().replay()
+
+
+def test_a_second_capture_is_refused():
+    need_torch(2, 13)  # torch_npu 2.9 goes on in the state of a capture, and aborts the process at the graph's end
     stream, graph, other = torch.npu.Stream(), torch.npu.NPUGraph(), torch.npu.NPUGraph()
     with torch.npu.stream(stream):
         graph.capture_begin()
@@ -127,8 +133,6 @@ def test_the_default_stream_and_a_second_capture_are_refused():
         graph.capture_end()
         with pytest.raises(RuntimeError, match="already owns a captured graph"):
             graph.capture_begin()
-    with pytest.raises(RuntimeError, match="without a preceding successful capture"):
-        torch.npu.NPUGraph().replay()
 
 
 def test_streams_fork_and_join():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_graph.simulator import SimulatorError
-from moe_graph.simulator.communication import call, launching
+from moe_graph.simulator.communication import call, launching, work
 from moe_graph.simulator.communication.call import Call
 from moe_graph.simulator.communication.place import Place, here
 
@@ -93,6 +94,41 @@ def test_a_limit_that_is_none_is_refused(monkeypatch, said):
         SimulatorError, match=f"{launching.LIMIT_VARIABLE} must be a number of seconds above 0, got '{said}'"
     ):
         launching.limited(timedelta(seconds=60))
+
+
+class EndsAfterTheSlice:
+    """A work of gloo that is not over when a slice of a wait is, and is over when it is asked next."""
+
+    def __init__(self, error=None):
+        self._completed, self._error = False, error
+
+    def is_completed(self):
+        return self._completed
+
+    def wait(self, timeout=None):
+        if not self._completed:
+            self._completed = True
+            raise RuntimeError("Operation timed out!")
+        if self._error is not None:
+            raise self._error
+        return True
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("Connection closed by peer")])
+def test_a_work_that_ends_when_a_slice_of_the_wait_is_over_has_not_failed(error):
+    waiting = work.SimulatedWork(told(), [])
+    waiting.start([lambda: EndsAfterTheSlice(error)])
+    rows = torch.stack([told().rows(1)[0]])
+    gloo = types.SimpleNamespace(alltoall_base=lambda output, *_: (output.copy_(rows), EndsAfterTheSlice(error))[1])
+    mesh = types.SimpleNamespace(gloo=gloo, order=None)
+    meeting = launching.Meeting(types.SimpleNamespace(size=lambda: 1), mesh, types.SimpleNamespace(call=told()), None)
+    if error is None:
+        assert waiting.wait() and meeting.hold(float("inf"))
+        return
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        waiting.wait()
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        meeting.hold(float("inf"))
 
 
 def walk(*arguments, timeout):

@@ -7,10 +7,13 @@ MOE_GRAPH_SIM_HANG_SECONDS, raises one with what all ranks are doing (`black_box
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -26,8 +29,9 @@ from moe_graph.simulator.communication.call import Call
 from moe_graph.simulator.communication.operands import check_contiguous
 from moe_graph.simulator.communication.order import SLICE, Order
 from moe_graph.simulator.communication.work import SimulatedWork
-from moe_graph.simulator.runtime import launches, native
+from moe_graph.simulator.runtime import captured, launches, native
 from moe_graph.simulator.runtime.errors import SimulatorError
+from moe_graph.simulator.runtime.library import runtime
 from moe_graph.simulator.runtime.tensors import cpu_view, is_npu
 
 NAME = "hccl"
@@ -50,6 +54,27 @@ def limited(timeout: timedelta) -> timedelta:
     if not seconds > 0:
         raise SimulatorError(f"{LIMIT_VARIABLE} must be a number of seconds above 0, got {said!r}")
     return min(timeout, timedelta(seconds=seconds))
+
+
+_groups: weakref.WeakSet[Launcher] = weakref.WeakSet()
+_callbacks: list[Any] = []
+
+
+def _finish_with_the_device(group: Launcher) -> None:
+    """Let waits for the device wait for the group's communications, too."""
+    _groups.add(group)
+    if _callbacks:
+        return
+
+    def finish() -> None:
+        for each in list(_groups):
+            each.finish()
+
+    library = runtime()
+    _callbacks.append(ctypes.CFUNCTYPE(ctypes.c_int32)(captured.guarded(finish)))
+    library.moe_sim_before_device_wait.argtypes = [ctypes.c_void_p]
+    library.moe_sim_before_device_wait(ctypes.cast(_callbacks[0], ctypes.c_void_p))
+    atexit.register(library.moe_sim_before_device_wait, None)
 
 
 class Mesh:
@@ -98,7 +123,8 @@ class Meeting:
                 break
             except RuntimeError:
                 if self._work.is_completed():
-                    raise
+                    self._work.wait()  # it has ended since the slice was over; or it has failed, which this says again
+                    break
                 if left <= 0 or self._mesh.order.is_closed():
                     return False
         if not call.agree(self._rows):
@@ -126,6 +152,7 @@ class Launcher(dist.ProcessGroup):
         self._devices = ["npu", "cpu"] if str(backends.get("cpu")) == "gloo" else ["npu"]
         self._connect_all()
         black_box.at_end(self._end_at_exit)
+        _finish_with_the_device(self)
 
     def _connect_all(self) -> None:
         self._gloo = {device: self._connect(device) for device in self._devices}
@@ -229,12 +256,22 @@ class Launcher(dist.ProcessGroup):
             raise self._explained(work, error) from None
         self._box.called(work)
         with self._lock:
-            # A program may drop a handle without waiting; on a device the operation goes on all the same.
-            self._pending = [other for other in self._pending if not other.has_ended()]
+            # A program may drop a handle without waiting; on a device the operation goes on all the same, and gives its results.
+            ended = [other for other in self._pending if other.has_ended()]
+            self._pending = [other for other in self._pending if other not in ended]
             self._pending.append(work)
             if self._coalesced is not None:
                 self._coalesced.append(work)
+        for other in ended:
+            other.finish()
         return work
+
+    def finish(self) -> None:
+        """Wait for what has been launched. Raises the error of a communication that nobody has waited for."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+        for work in pending:
+            work.finish()
 
     def _start_coalescing(self, device: torch.device) -> None:
         with self._lock:

@@ -120,6 +120,11 @@ class SimulatedWork(dist.Work):
             other.wait(timeout)
         return True
 
+    def finish(self) -> None:
+        """Have the results there although nobody waits. Raises the communication's error, unless it has been raised before."""
+        if not self._ended:
+            self.wait()
+
     def synchronize(self) -> None:
         """As wait: on the host there is no stream that could wait instead."""
         self.wait()
@@ -204,6 +209,5 @@ def _wait_for(part: Any, timeout: timedelta, in_slices: bool) -> None:
             part.wait(timedelta(seconds=SLICE))
             return
         except RuntimeError:
-            if part.is_completed():
-                raise
+            pass  # the slice is over, and it may have ended since; or it has failed, which the last wait says again
     part.wait()

@@ -175,10 +175,10 @@ def install(library: ctypes.CDLL) -> None:
     _callbacks.extend(
         (
             ctypes.CFUNCTYPE(None, model)(_captured),
-            ctypes.CFUNCTYPE(ctypes.c_int32, model)(_guarded(_begin)),
-            ctypes.CFUNCTYPE(ctypes.c_int32, model, number, number)(_guarded(_run)),
+            ctypes.CFUNCTYPE(ctypes.c_int32, model)(guarded(_begin)),
+            ctypes.CFUNCTYPE(ctypes.c_int32, model, number, number)(guarded(_run)),
             ctypes.CFUNCTYPE(None, model)(_destroyed),
-            ctypes.CFUNCTYPE(ctypes.c_int32, model, ctypes.c_char_p, ctypes.c_void_p)(_guarded(_native)),
+            ctypes.CFUNCTYPE(ctypes.c_int32, model, ctypes.c_char_p, ctypes.c_void_p)(guarded(_native)),
             ctypes.CFUNCTYPE(None)(prepare),
         )
     )
@@ -272,7 +272,7 @@ def watch(observer: Callable[[Graph, str, str, str, Any], None]) -> Iterator[Non
 # ---- what the runtime calls ----
 
 
-def _guarded(function: Callable[..., None]) -> Callable[..., int]:
+def guarded(function: Callable[..., None]) -> Callable[..., int]:
     """An exception becomes an error code and the runtime's message."""
 
     def call(*args: Any) -> int:

@@ -226,6 +226,14 @@ SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream handle, int32_t t
     return synchronize_stream("aclrtSynchronizeStreamWithTimeout", handle, timeout);
 }
 
+static int32_t (*finish_communication)(void);
+
+/* What a wait for the device waits for, too: 0, or an error that moe_sim_python_failed has described. NULL: nothing. */
+SIM_API void moe_sim_before_device_wait(int32_t (*function)(void))
+{
+    __atomic_store_n(&finish_communication, function, __ATOMIC_RELEASE);
+}
+
 static aclError synchronize_device(const char *function, int32_t timeout)
 {
     int32_t device = sim_current_device();
@@ -234,6 +242,9 @@ static aclError synchronize_device(const char *function, int32_t timeout)
         error = sim_check_none_waiting(function, device);
     if (error != ACL_SUCCESS)
         return error;
+    int32_t (*finish)(void) = __atomic_load_n(&finish_communication, __ATOMIC_ACQUIRE);
+    if (finish != NULL && finish() != 0)
+        return ACL_ERROR_INTERNAL;
     pthread_mutex_lock(&lock);
     uint64_t last = default_stream.busy_until;
     for (const stream *one = streams; one != NULL; one = one->next)

@@ -241,6 +241,17 @@ def case_handles():
     assert doubled.value().device == torch.device("npu", torch.npu.current_device())
 
 
+def case_a_wait_for_the_device_waits_for_handles_that_were_dropped():
+    sums, means = [mine(torch.bfloat16) for _ in range(8)], [mine(torch.int32) for _ in range(8)]
+    for some, others in zip(sums, means):
+        dist.all_reduce(some, async_op=True)
+        dist.all_reduce(others, dist.ReduceOp.AVG, async_op=True)
+    torch.npu.synchronize()
+    for some, others in zip(sums, means):
+        same(some, sum(values(rank, torch.bfloat16) for rank in RANKS))
+        same(others, sum(values(rank, torch.int32) for rank in RANKS) // SIZE)
+
+
 def case_many_handles_at_once():
     tensors = [mine() + i for i in range(20)]
     works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
