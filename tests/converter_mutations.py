@@ -17,7 +17,6 @@ import torch_npu  # noqa: F401
 import torchair  # noqa: F401
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair._ge_concrete_graph.fx2ge_converter import _get_converter
-from torchair._ge_concrete_graph.ge_ir_pb2 import DataType as ProtoDataType
 from torchair.ge._ge_graph import DataType, get_default_ge_graph, torch_type_to_ge_type
 
 from moe_graph.definitions import known
@@ -99,17 +98,6 @@ def other_dtype(outputs: Any, nodes: list[Any]) -> Any:
     return _in_place_of_first(outputs, ge.Cast(first, dst_type=other))
 
 
-def other_descriptor(outputs: Any, nodes: list[Any]) -> Any:
-    """A node within is described with another type than it gives; torchair itself describes what the converter returns."""
-    returned = {tensor.tensor.rpartition(":")[0] for tensor in _tensors(outputs)}
-    for node in nodes:
-        if node.name not in returned and node.type != "Const" and node.output_desc:
-            desc = node.output_desc[0]
-            desc.dtype = ProtoDataType.DT_INT32 if desc.dtype == ProtoDataType.DT_FLOAT else ProtoDataType.DT_FLOAT
-            return outputs
-    return None
-
-
 def attributes_swapped(outputs: Any, nodes: list[Any]) -> Any:
     """Two attributes of a node, of one kind and with different values, change places."""
     for node in nodes:
@@ -179,7 +167,6 @@ def host_constant(outputs: Any, nodes: list[Any]) -> Any:
 
 MUTATIONS: tuple[Mutation, ...] = (
     other_dtype,
-    other_descriptor,
     attributes_swapped,
     inputs_swapped,
     input_dropped,

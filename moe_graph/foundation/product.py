@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,3 +155,18 @@ def unsupported(
         scatter=idx_type not in product.idx_types,
         cumsum=expert_token_num_type != contract.COUNT,
     )
+
+
+def refusals(product: Product, tokens: Tensor, **asked: Any) -> list[str]:
+    """The same in words, H included; none for a call that is one launch of the kernel. `asked`: as `unsupported` takes."""
+    lacks = unsupported(product, tokens, **asked)
+    tokens_dtype = asked.get("tokens_dtype")
+    hidden = tokens.shape[1] * (2 if tokens_dtype in (contract.FLOAT4_E2M1, contract.FLOAT4_E1M2) else 1)
+    said = {
+        f"tokens of {tokens.dtype if tokens_dtype is None else f'tokens_dtype={tokens_dtype}'}": lacks.token_dtype,
+        f"tokens with H = {hidden}": not product.fits(hidden),
+        "per_token_scales of this dtype and rank": lacks.scales,
+        f"idx_type={asked.get('idx_type')}": lacks.scatter,
+        f"expert_token_num_type={asked.get('expert_token_num_type')}": lacks.cumsum,
+    }
+    return [what for what, is_refused in said.items() if is_refused]

@@ -122,8 +122,8 @@ def plan(
         figures: a YAML file for the estimate of times, in place of the package's.
 
     Raises:
-        PlanError: if it is not one graph, or the sizes of a node follow from nothing. What Dynamo and torchair raise is passed on, with the
-            line of the model in it.
+        PlanError: if it is not one graph, the product does not serve a call, or the sizes of a node follow from nothing. What Dynamo and
+            torchair raise is passed on, with the line of the model in it.
     """
     fake = fakes.fake_mode(model, inputs)
     on_npu, arguments = fakes.on_device(fake, "npu", (model, inputs))
@@ -131,13 +131,14 @@ def plan(
     if len(graphs) != 1:
         raise PlanError(f"the call must be one graph, it became {len(graphs)}")
     (graph,) = graphs
-    run = rehearsal.rehearse(graph.module, graph.inputs, fake, graph.source_lines)
-    if graph.definition is not None:
+    captured = graph.definition is None
+    run = rehearsal.rehearse(graph.module, graph.inputs, fake, graph.source_lines, captured)
+    if not captured:
         run = ge.rehearse(graph.definition, graph.ge_inputs, run, graph.source_lines)
     product = current_product().name
     return Plan(
         graph,
-        CAPTURED if graph.definition is None else GRAPH_MODE,
+        CAPTURED if captured else GRAPH_MODE,
         _memory(on_npu, graph, run),
         tuple(run.at_peak),
         tuple(run.steps),

@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_graph.planning import communication, flops, traffic
+from moe_graph.planning.served import Served
 
 
 @dataclass
@@ -80,13 +81,18 @@ class Rehearsal:
 
 
 def rehearse(
-    module: torch.fx.GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, lines: dict[str, str] | None = None
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    mode: FakeTensorMode,
+    lines: dict[str, str] | None = None,
+    captured: bool = True,
 ) -> Rehearsal:
-    """Run `module` node by node on fake `inputs` of `mode`.
+    """Run `module` node by node on fake `inputs` of `mode`. `captured`: it is run as it is, not lowered to GE.
 
-    Raises what the fake implementation of a node raises, with a note that names the node and its line.
+    Raises what the fake implementation of a node raises, with a note that names the node and its line; PlanError for a call that the
+    product does not serve.
     """
-    watch = _Watch(inputs, lines or {})
+    watch = _Watch(inputs, lines or {}, Served(captured))
     run = _Run(module, watch)
     with mode, torch.no_grad(), watch:
         run.run(*inputs)
@@ -97,8 +103,9 @@ def rehearse(
 class _Watch(TorchDispatchMode):
     """Sees every operator that a node dispatches, and the storages that are made and let go."""
 
-    def __init__(self, inputs: Sequence[Any], lines: dict[str, str]) -> None:
+    def __init__(self, inputs: Sequence[Any], lines: dict[str, str], served: Served) -> None:
         super().__init__()
+        self._served = served
         self.result = Rehearsal()
         self._lines = lines
         self._inputs = {_key(tensor): at for at, tensor in enumerate(inputs) if isinstance(tensor, Tensor)}
@@ -124,6 +131,7 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         step = self._step
+        self._served.check(func, args, kwargs, step.line)
         operations = flops.count(func, args, kwargs, result)
         step.flops += operations
         if operations:

@@ -119,6 +119,32 @@ def test_what_is_wrong_is_found_while_planning_with_the_line(model, capsys, argv
     assert text in said
 
 
+@pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
+def test_a_dtype_that_the_product_lacks_is_found_with_the_line(mode):
+    def swiglu(x):
+        return torch.ops.npu.npu_swiglu(x + 1)
+
+    def block_quant(x):
+        return torch.ops.npu.npu_dynamic_mx_quant(x)
+
+    def routed(x, counts):
+        return torch.ops.npu.npu_moe_re_routing(x, counts)
+
+    x = torch.empty(4, 64, device="meta")
+    with pytest.raises(
+        PlanError, match=r"test_planning_command.py:\d+ in swiglu.*npu_swiglu is not served.*torch.float64"
+    ):
+        moe_graph.plan(swiglu, x.double(), mode=mode)
+    with pytest.raises(PlanError, match=r"in block_quant.*only Ascend 950 has it, the product is A2"):
+        moe_graph.plan(block_quant, x.half(), mode=mode)
+    call = routed, x.to(torch.float8_e4m3fn), torch.empty(2, 4, dtype=torch.int32, device="meta")
+    if mode == "max-autotune":  # composed there
+        assert moe_graph.plan(*call, mode=mode).node_types["MoeReRouting"] == 1
+    else:
+        with pytest.raises(PlanError, match=r"in routed.*the kernel of A2 serves no tokens of torch.float8_e4m3fn"):
+            moe_graph.plan(*call, mode=mode)
+
+
 def test_a_plan_in_a_program():
     class Model(torch.nn.Module):
         def __init__(self):

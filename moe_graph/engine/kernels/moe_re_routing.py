@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from moe_graph.engine.registry import kernel
 from moe_graph.foundation import contract
-from moe_graph.foundation.product import current_product, unsupported
+from moe_graph.foundation.product import current_product, refusals
+from moe_graph.re_routing.buffers import has_memory
 
 
 @kernel("MoeReRouting")
@@ -24,12 +27,10 @@ def moe_re_routing(
     Written apart from `moe_graph.re_routing.index`, by a stable sort of the tokens' experts, so that the two check each other.
     """
     counts = expert_token_num_per_rank
-    _check_product(tokens, per_token_scales, expert_token_num_type, idx_type)
-    total = sum(counts.flatten().tolist())  # exact: a sum that wraps around would be repeated into too small a tensor
-    if bool((counts < 0).any()) or total != len(tokens):
-        raise ValueError(f"expert_token_num_per_rank must be >= 0 and sum to {len(tokens)}, got sum {total}")
-    experts = torch.arange(counts.shape[1]).expand(counts.shape).reshape(-1)  # of each chunk, in source order
-    gather = torch.repeat_interleave(experts, counts.reshape(-1).long()).argsort(stable=True)
+    _check_product(
+        tokens, per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type
+    )
+    gather = _gather_index(counts, len(tokens)) if has_memory(counts) else torch.empty(len(tokens), dtype=torch.int64)
     index = gather
     if idx_type == contract.SCATTER:
         index = torch.empty_like(gather)
@@ -39,20 +40,18 @@ def moe_re_routing(
     return _rows(tokens, gather), moved_scales, index.to(torch.int32), counts.sum(0, dtype=counts.dtype)
 
 
-def _check_product(tokens: Tensor, scales: Tensor | None, expert_token_num_type: int, idx_type: int) -> None:
+def _gather_index(counts: Tensor, num_tokens: int) -> Tensor:
+    total = sum(counts.flatten().tolist())  # exact: a sum that wraps around would be repeated into too small a tensor
+    if bool((counts < 0).any()) or total != num_tokens:
+        raise ValueError(f"expert_token_num_per_rank must be >= 0 and sum to {num_tokens}, got sum {total}")
+    experts = torch.arange(counts.shape[1]).expand(counts.shape).reshape(-1)  # of each chunk, in source order
+    return torch.repeat_interleave(experts, counts.reshape(-1).long()).argsort(stable=True)
+
+
+def _check_product(tokens: Tensor, **asked: Any) -> None:
     """Raise ValueError for what the kernel of the product lowered for does not serve. Types of GE that travel as uint8 pass."""
     product = current_product()
-    lacks = unsupported(
-        product, tokens, per_token_scales=scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type
-    )
-    refused = {
-        f"tokens of {tokens.dtype}": lacks.token_dtype and tokens.dtype != torch.uint8,
-        f"tokens with H = {tokens.shape[1]}": not product.fits(tokens.shape[1]),
-        "per_token_scales of this dtype and rank": lacks.scales,
-        f"idx_type={idx_type}": lacks.scatter,
-        f"expert_token_num_type={expert_token_num_type}": lacks.cumsum,
-    }
-    found = [what for what, is_refused in refused.items() if is_refused]
+    found = refusals(product, tokens.view(torch.int8) if tokens.dtype == torch.uint8 else tokens, **asked)
     if found:
         raise ValueError(f"the kernel of {product.name} serves no {', no '.join(found)}")
 
