@@ -208,18 +208,17 @@ def _keys_and_values(given: Inference, batch: int, packed: Packed | None) -> tup
         key = given.key_quantization.dequantize(check, key, pages)
     if rope is not None:
         key = torch.cat([key, rope.to(key.dtype)], -1)
-    key = key.float()
+    key = key.to(torch.float32, copy=given.key_quantization is None and rope is None)  # it is written to below
     if given.value_quantization is not None:
         value = given.value_quantization.dequantize(check, value, pages)
-    value = key[..., :width] if is_shared else value.float()
+    value = key[..., :width] if is_shared else value.to(torch.float32, copy=given.value_quantization is None)
     if starts is None and len(lengths):  # rows that no sequence has are not computed with
         longest = int(lengths.max())
         key, value = key[:, :, :longest], value[:, :, :longest]
     keys = Sequences(key.shape[2], lengths, starts)
-    valid = keys.valid()
-    if valid is not None:  # what lies there may be anything, NaN too
-        hidden = ~valid[:, None, :, None]
-        key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+    keys.clear(key)  # what lies there may be anything, NaN too
+    if not is_shared:
+        keys.clear(value)
     return _with_prefix(given, key, value, keys)
 
 

@@ -44,6 +44,15 @@ class Sequences:
         positions = self.positions()
         return (positions >= 0) & (positions < self.lengths[:, None])
 
+    def clear(self, x: Tensor) -> None:
+        """Set the rows of x [B, N, S, D] that are no tokens to 0, in place."""
+        starts = [0] * len(x) if self.starts is None else self.starts.clamp_min(0).tolist()
+        for sequence, start, length in zip(x, starts, self.lengths.tolist()):
+            if start:
+                sequence[:, :start] = 0
+            if start + length < self.rows:
+                sequence[:, start + length :] = 0
+
 
 def visible(
     check: Checks,
