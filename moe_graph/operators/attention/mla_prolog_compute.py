@@ -10,6 +10,9 @@ from torch import Tensor
 from moe_graph.operators.normalization.rms_norm import rms_norm
 from moe_graph.operators.position.rotation import turned
 from moe_graph.operators.quantization.int8 import dynamic_int8, to_int8
+from moe_graph.operators.rounding import listed
+
+_mm, _bmm = listed(torch.ops.aten.mm.default), listed(torch.ops.aten.bmm.default)
 
 
 class Weights(NamedTuple):
@@ -48,7 +51,7 @@ class Queries(NamedTuple):
 def _product(x: Tensor, weight: Tensor, x_scale: Tensor | None, weight_scale: Tensor | None, name: str) -> Tensor:
     """float32 x @ weight; of int8 exact and scaled back, of bfloat16 rounded to it."""
     if x.dtype != torch.int8:
-        return (x.float() @ weight.float()).to(x.dtype).float()
+        return _mm(x, weight).float()
     if x_scale is None or weight_scale is None:
         raise ValueError(f"npu_mla_prolog: int8 {name} needs its dequant_scale and that of its input")
     exact = x.double() @ weight.double()
@@ -77,8 +80,8 @@ def prolog(
     else:
         norm, norm_scale = c.to(dtype), torch.empty(0)
     queries = _product(norm, weights.uq_qr, norm_scale, scales.w_uq_qr, "weight_uq_qr").view(-1, heads, depth + rope)
-    nope = queries[..., :depth].to(dtype).float().transpose(0, 1)  # [N, T, D]
-    query = (nope @ weights.uk.float()).transpose(0, 1).to(dtype)  # [T, N, Hckv]
+    nope = queries[..., :depth].to(dtype).transpose(0, 1)  # [N, T, D]
+    query = _bmm(nope, weights.uk).transpose(0, 1)  # [T, N, Hckv]
     query_rope = turned(queries[..., depth:], cos.unsqueeze(1), sin.unsqueeze(1), "interleave-half").to(dtype)
     query_scale = torch.empty(0)
     if quantise_query:

@@ -19,7 +19,9 @@ from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
 from moe_graph.operators.quantization.int8 import to_int8
 from moe_graph.operators.quantization.trans_quant_param import unpacked
+from moe_graph.operators.rounding import listed
 
+_bmm = listed(torch.ops.aten.bmm.default)
 _PLAIN, _SWAPPED = (0, 1, 2), (1, 0, 2)
 
 
@@ -43,14 +45,13 @@ def transpose_batchmatmul(
     if order != _SWAPPED:
         raise ValueError(f"perm_y must be {list(_SWAPPED)}, got {list(order)}")
     left, right = x.permute(*(perm_x1 or _PLAIN)), weight.permute(*(perm_x2 or _PLAIN))
-    product = torch.bmm(left.float(), right.float()).permute(order)  # [M, B, N]
-    rows = product.shape[0]
     if scale is not None:
-        return to_int8(product.reshape(rows, 1, -1) * unpacked(scale)[0])
-    parts = batch_split_factor or 1
+        wide = torch.bmm(left.float(), right.float()).permute(order)  # [M, B, N]
+        return to_int8(wide.reshape(len(wide), 1, -1) * unpacked(scale)[0])
+    product, parts = _bmm(left, right).permute(order), batch_split_factor or 1
     if parts > 1:
-        return product.reshape(rows, parts, -1).transpose(0, 1).to(x.dtype).contiguous()
-    return product.to(x.dtype).contiguous()
+        return product.reshape(len(product), parts, -1).transpose(0, 1).contiguous()
+    return product.contiguous()
 
 
 def _ge_transpose_batch_mat_mul(
