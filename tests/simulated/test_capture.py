@@ -218,6 +218,16 @@ def test_a_replay_after_an_input_was_resized_is_an_error():
         graph.replay()
 
 
+def test_an_error_of_a_replay_names_the_launch_and_its_line():
+    x, index = torch.ones(3).npu(), torch.tensor([2]).npu()
+    graph, _ = captured(lambda: (x + 1, x.index_select(0, index)))
+    index.fill_(3)
+    with pytest.raises(
+        RuntimeError, match=rf"aten.index_select.default, launched at {__file__}:\d+ in <lambda>: IndexError"
+    ):
+        graph.replay()
+
+
 def test_the_default_dtype_of_the_capture_holds():
     counts = torch.tensor([1, 2]).npu()
     graph, (half, ones) = captured(lambda: (counts / 2, torch.ones(2, device="npu")))

@@ -326,14 +326,22 @@ def _launch(graph: Graph, first: int, count: int) -> None:
 
 
 def _launch_each(graph: Graph, first: int, count: int) -> None:
-    if not launches.replay_observers:
-        for launch in graph.launches[first : first + count]:
-            launch()
-        return
-    for position in range(first, first + count):
-        results = graph.launches[position]()
-        for observe in launches.replay_observers:
-            observe(graph, f"launch {position}", graph.names[position], graph.lines[position], results)
+    position = first
+    try:
+        for position, launch in enumerate(graph.launches[first : first + count], first):
+            results = launch()
+            for observe in launches.replay_observers:
+                observe(graph, f"launch {position}", graph.names[position], graph.lines[position], results)
+    except Exception as error:
+        raise _placed(graph, position, error) from error
+
+
+def _placed(graph: Graph, position: int, error: Exception) -> RuntimeError:
+    """The error of a launch in a replay, with the launch and its line."""
+    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    return RuntimeError(
+        f"replay of graph {graph.number}: {graph.names[position]}, launched at {graph.lines[position]}: {text}"
+    )
 
 
 def _native(model: int, name: bytes, launch: int) -> None:
