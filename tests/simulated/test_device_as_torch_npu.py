@@ -124,3 +124,81 @@ def test_events_have_a_time_and_a_stream_sleeps():
     torch.npu.synchronize()
     assert time.monotonic() - start >= 0.05
     assert event.recorded_time() - before >= 50_000  # microseconds
+
+
+def test_host_functions_run_in_stream_order_and_at_each_replay():
+    stream, beside = torch.npu.Stream(), torch.npu.Stream()
+    x, seen = torch.ones(2).npu(), torch.zeros(2).npu()
+
+    def look(operands):
+        with torch.npu.stream(beside):
+            seen.copy_(operands[0] * 2)
+
+    torch_npu.npu._subscribe_report(stream)
+    try:
+        with torch.npu.stream(stream):
+            torch_npu.npu._launch_host_func(stream, look, [x + 1])
+            assert (seen + 1).tolist() == [5, 5]
+            graph = torch.npu.NPUGraph()
+            with torch.npu.graph(graph, stream=stream):
+                torch_npu.npu._launch_host_func(torch.npu.current_stream(), look, [x * 3])
+                after = seen + 1
+        assert seen.tolist() == [4, 4]  # nothing has run while it was captured
+        for value in (1.0, 2.0):
+            x.fill_(value)
+            graph.replay()
+            torch.npu.synchronize()
+            assert after.tolist() == [6 * value + 1] * 2
+    finally:
+        torch_npu.npu._unsubscribe_report(stream)
+
+
+def test_a_tensor_larger_than_its_storage_reads_its_own_block_and_no_other():
+    x = torch.arange(16.0).npu().view(2, 2, 2, 2)
+    x.untyped_storage().resize_(16)
+    copied = x.clone()
+    assert copied.shape == x.shape and copied.flatten()[:4].tolist() == [0, 1, 2, 3]
+    y = torch.zeros(1000).npu()
+    y.untyped_storage().resize_(16)
+    for use in (y.clone, lambda: y + 1, lambda: y.fill_(1.0), lambda: repr(y)):
+        with pytest.raises(RuntimeError, match="needs a storage of 4000 bytes, its storage has 16"):
+            use()
+    y.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="its storage has 0"):
+        y.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("dense", [(), (2,)], ids=str)
+def test_a_sparse_tensor_is_coalesced_as_on_the_host(dtype, dense):
+    indices = torch.tensor([[0, 1, 1, 0, 1], [2, 0, 0, 1, 0], [1, 3, 3, 0, 2]])
+    values = torch.arange(5 * max(1, sum(dense))).view(5, *dense).to(dtype)
+    shape = (2, 3, 4, *dense)
+    on_host = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
+    on_device = torch.sparse_coo_tensor(indices.npu(), values.npu(), shape, check_invariants=False).coalesce()
+    assert on_device.is_coalesced() and on_device.device.type == "npu"
+    assert torch.equal(on_device.indices().cpu(), on_host.indices())
+    assert torch.equal(on_device.values().cpu(), on_host.values())
+
+
+def test_data_that_may_be_spoilt_is_refused_until_it_is_filled():
+    recovery = torch_npu.npu._recovery
+    a, b = torch.ones(3).npu(), torch.ones(3).npu()
+    recovery.mark_all_npu_tensor_unsafe(0)
+    assert not recovery.check_npu_tensor_is_safe(a)
+    assert (a + b).tolist() == [2, 2, 2]  # the marks are looked at where the flag is on
+    recovery.set_npu_tensor_unsafe_check_flag(True)
+    try:
+        for use in (
+            lambda: a + b,
+            lambda: torch.add(torch.ones(3).npu(), 1, out=a),
+            lambda: a.clone(),
+            lambda: b.copy_(a),
+        ):
+            with pytest.raises(RuntimeError, match="There is unsafe data in the input tensor"):
+                use()
+        b.copy_(torch.full((3,), 2.0))
+        assert recovery.check_npu_tensor_is_safe(b) and (b + b).tolist() == [4, 4, 4]
+    finally:
+        recovery.set_npu_tensor_unsafe_check_flag(False)
+    assert (a + b).tolist() == [3, 3, 3]

@@ -16,7 +16,7 @@ import torch
 from torch._guards import detect_fake_mode
 
 from moe_graph.foundation import compat, survey, transforms
-from moe_graph.simulator.eager import packed_sequences, quantized, record, stand_in
+from moe_graph.simulator.eager import packed_sequences, quantized, record, sparse, stand_in
 from moe_graph.simulator.eager.call import Operator, with_tensors
 from moe_graph.simulator.eager.exceptions import (
     COMPOSED,
@@ -62,6 +62,7 @@ def install() -> None:
         for key in (_AUTOGRAD_KEY, _KEY):  # in inference mode the first is passed by
             spaces["aten"].m.impl(qualified.partition("::")[2], key, compat.untraced(function))
     quantized.install(spaces["aten"])
+    sparse.install(spaces["aten"])
 
 
 def _note_launches_of_torch_npu() -> None:

@@ -11,6 +11,7 @@ _CPU = torch.device("cpu")
 _blocks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 _views: dict[tuple, Tensor] = {}
 _MAX_BLOCKS = 4096
+_BLOCK = 512  # torch_npu's allocator hands out multiples of this many bytes, at addresses that are
 
 
 def is_npu(value: object) -> bool:
@@ -28,7 +29,8 @@ def cpu_view(tensor: Tensor) -> Tensor:
     storage = tensor.untyped_storage()
     size = storage.nbytes()
     if not size:
-        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        return _of_nothing(tensor)
+    size = max(size, _reach(tensor))
     block = (ctypes.c_char * size).from_address(storage.data_ptr())
     block.owner = storage  # frombuffer keeps the block, the block keeps the NPU memory
     shared = torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
@@ -42,14 +44,46 @@ def borrowed_view(tensor: Tensor) -> Tensor:
     storage = tensor.untyped_storage()
     size = storage.nbytes()
     if not size:
-        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        return _of_nothing(tensor)
     # torch_npu's allocator hands out the same blocks again and again: one CPU tensor over a block serves all views of it.
     key = (storage.data_ptr(), size, tensor.dtype)
     block = _blocks.get(key)
     if block is None:
         block = _block(*key)
-    view = block.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+    try:
+        view = block.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+    except RuntimeError:  # it reaches beyond its storage, or this is an error of its own
+        view = _block(key[0], _reach(tensor), tensor.dtype).as_strided(
+            tensor.size(), tensor.stride(), tensor.storage_offset()
+        )
     return _with_bits(view, tensor)
+
+
+def _reach(tensor: Tensor) -> int:
+    """The bytes from the start of its storage to the tensor's last one.
+
+    A storage that was made smaller than its tensor is read and written on a device, too: what lies behind it in the allocator's
+    block belongs to nobody. Raises RuntimeError for a tensor that reaches beyond that.
+    """
+    storage = tensor.untyped_storage()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride())) if tensor.numel() else -1
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    aligned = storage.data_ptr() % _BLOCK == 0
+    owned = -(-storage.nbytes() // _BLOCK) * _BLOCK if aligned else storage.nbytes()
+    if needed > owned:
+        raise RuntimeError(
+            f"a tensor of {tensor.dtype}, size {list(tensor.size())}, strides {list(tensor.stride())}, storage offset "
+            f"{tensor.storage_offset()} needs a storage of {needed} bytes, its storage has {storage.nbytes()}: a device would "
+            "read and write what lies behind it"
+        )
+    return needed
+
+
+def _of_nothing(tensor: Tensor) -> Tensor:
+    """The CPU tensor of one without memory. Raises RuntimeError where the tensor has elements: its storage was freed."""
+    if tensor.numel():
+        _reach(tensor)
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
 
 
 def shared_view(tensor: Tensor) -> Tensor:
