@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
+from itertools import islice
 from typing import Any
 
 from moe_graph.dumps.model import INPUT_TYPES, Graph, Node
 
 _RADII = (6, 3, 1)
 _ATTEMPTS = 4
+_CROWD = 64  # readers of one output from which on it tells little which of them a node is
+_NOBODY: deque[int] = deque()
 
 
 class Numbers:
@@ -42,8 +45,18 @@ class Side:
                     source, slot = position[edge.node], -1 if edge.is_control else slot
                     self.sources[at].append((slot, source, edge.output))
                     self.readers[source].append((edge.output, slot, at))
+        self._at: dict[int, dict[tuple[int, int], deque[int]]] = {}
         self.order = self._order()
         self.partner: list[int | None] = [None] * len(graph.nodes)
+
+    def readers_at(self, at: int, output: int, slot: int) -> deque[int]:
+        """The nodes that read this output of a node as their input `slot`, each once."""
+        if at not in self._at:
+            places: dict[tuple[int, int], dict[int, None]] = {}
+            for out, place, reader in self.readers[at]:
+                places.setdefault((out, place), {})[reader] = None
+            self._at[at] = {place: deque(readers) for place, readers in places.items()}
+        return self._at[at].get((output, slot), _NOBODY)
 
     def _order(self) -> list[int]:
         """Positions, each after those it depends on; those on cycles last."""
@@ -167,32 +180,51 @@ class Matching:
                     waiting.append((reader, others[0]))
 
     def _candidates(self, x: int) -> list[int]:
-        """Nodes of `b` in the place of `x`: beside the partners of its neighbours. The one beside most of them first."""
+        """Nodes of `b` in the place of `x`: beside the partners of its neighbours. The one beside most of them first.
+
+        What thousands read, a constant or a size, tells little of a reader: only where nothing else is known are its readers taken, some
+        of those that are left.
+        """
         votes: Counter[int] = Counter()
+        crowded = []
         for slot, source, output in self.a.sources[x]:
             partner = self.a.partner[source]
             if partner is not None:
-                votes.update({y for out, at, y in self.b.readers[partner] if (out, at) == (output, slot)})
+                readers = self.b.readers_at(partner, output, slot)
+                if len(readers) > _CROWD:
+                    crowded.append((slot, partner, output))
+                else:
+                    votes.update(readers)
         for output, slot, reader in self.a.readers[x]:
             partner = self.a.partner[reader]
             if partner is not None:
                 votes.update({y for at, y, out in self.b.sources[partner] if (out, at) == (output, slot)})
+        for slot, partner, output in crowded:
+            if votes:
+                votes.update(y for y in list(votes) if (slot, partner, output) in self.b.sources[y])
+            else:
+                readers = self.b.readers_at(partner, output, slot)
+                while readers and self.b.partner[readers[0]] is not None:
+                    readers.popleft()
+                votes.update(islice((y for y in readers if self.b.partner[y] is None), _CROWD))
         return [y for y, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0]))]
 
     def _neighbours(self, same: Callable[[int, int], bool]) -> None:
         """Pair what stands in the same place and is the same, best place first, until nothing is left to pair."""
-        changed = True
-        while changed:
-            changed = False
+        looked_at = self.a.order
+        while looked_at:
             places = []
-            for x in self.a.order:
+            for x in looked_at:
                 if self.a.partner[x] is None:
                     free = [y for y in self._candidates(x) if self.b.partner[y] is None and same(x, y)]
                     places += [(-self._agreement(x, y), x, y) for y in free]
+            beside: set[int] = set()  # of what has been paired: only of these the place is better known than before
             for _, x, y in sorted(places):
                 if self.a.partner[x] is None and self.b.partner[y] is None and same(x, y):
                     self.a.partner[x], self.b.partner[y] = y, x
-                    changed = True
+                    beside.update(source for _, source, _ in self.a.sources[x])
+                    beside.update(reader for _, _, reader in self.a.readers[x])
+            looked_at = sorted(beside)
 
     def _agreement(self, x: int, y: int) -> int:
         """How many edges of the two correspond, less those that contradict."""

@@ -248,3 +248,16 @@ def test_reading_what_diff_needs_from_a_folder_of_one(tmp_path, capsys):
     (tmp_path / "dynamo_original_graph_1.txt").write_text(text)
     assert main([str(tmp_path), dump("original_graph_1.txt")]) == 0
     assert len(read(tmp_path)) == 1
+
+
+def test_a_node_that_everything_reads_does_not_hide_the_others():
+    """A chain whose nodes all read one constant, two of them changed: those two, found without looking at every reader for each."""
+    tensor = Descriptor("float32", (4,))
+    nodes = [Node("x", "Data", outputs=(tensor,), attributes={"index": 0}), Node("c", "Const", outputs=(tensor,))]
+    for at in range(300):
+        nodes.append(Node(f"a{at}", "Add", (Edge(f"a{at - 1}" if at else "x"), Edge("c")), (), (tensor,)))
+    nodes.append(Node("out", "NetOutput", (Edge("a299"),), outputs=(tensor,)))
+    others = [replace(node, attributes={"new": 1}) if node.name in ("a100", "a200") else node for node in nodes]
+    found = diff(Graph("before", tuple(nodes), "txt"), Graph("after", tuple(others), "txt"))
+    assert [(node.before.name, node.after.name) for node in found.changed] == [("a100", "a100"), ("a200", "a200")]
+    assert not found.added and not found.removed
