@@ -184,20 +184,22 @@ def _operator_of(node: torch.fx.Node) -> torch.fx.Node:
 
 def _pairs_of_outputs(arguments: Arguments) -> list[tuple[torch.fx.Node, bool, bool]]:
     """Each two results that are no views of inputs: the later one, do they share memory in PyTorch, and does torchair make them one?"""
-    shares = torch._C._is_alias_of  # type: ignore[attr-defined]
-    inputs = [value_of(node) for node in arguments["node"].graph.nodes if node.op == "placeholder"]
-    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
-    results = [
-        node
-        for node in _results(arguments["node"])
-        if isinstance(value_of(node), torch.Tensor) and not any(shares(value_of(node), x) for x in tensors)
-    ]
+    inputs = {_memory(node) for node in arguments["node"].graph.nodes if node.op == "placeholder"}
+    memory = {node: _memory(node) for node in _results(arguments["node"])}
+    results = [node for node, lies_in in memory.items() if lies_in is not None and lies_in not in inputs]
     lowered = {node: getattr(arguments["lowered"].get(node), "npu", None) for node in results}
     return [
-        (later, shares(value_of(first), value_of(later)), _is_one(lowered[first], lowered[later]))
+        (later, memory[first] == memory[later], _is_one(lowered[first], lowered[later]))
         for place, later in enumerate(results)
         for first in results[:place]
     ]
+
+
+def _memory(node: torch.fx.Node) -> int | None:
+    """Which memory a node's fake tensor lies in; None if it is no tensor of strides."""
+    x = value_of(node)
+    strided = isinstance(x, torch.Tensor) and x.layout == torch.strided
+    return x.untyped_storage()._cdata if strided else None
 
 
 def _is_one(first: Any, later: Any) -> bool:
@@ -218,7 +220,8 @@ def _results(output: torch.fx.Node) -> list[torch.fx.Node]:
         return list(dict.fromkeys(output.all_input_nodes))
     if any(node.op == "placeholder" and node.name.startswith("tangents") for node in output.graph.nodes):
         return []  # the graph of the gradients
-    start = len(meta.mutated_inp_runtime_indices)
+    names = ("mutated_inp_runtime_indices", "mutated_inp_indices")  # the latter up to torch 2.1
+    start = len(next((getattr(meta, name) for name in names if hasattr(meta, name)), ()))
     kinds = [info.output_type.name for info in meta.output_info]
     as_they_are = ("non_alias", "unsafe_view_alias", "custom_function_view")
     kept = (node for node, kind in zip(returned[start:], kinds) if kind in as_they_are)
