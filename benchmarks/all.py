@@ -2,8 +2,8 @@
 
     python benchmarks/all.py [--quick] [--only SCRIPT ...] [--avx2]
 
-A second column, with --avx2, has the same rows on a CPU that is told to have no more than AVX2. OMP_NUM_THREADS=1 makes the figures processor
-times, which a busy machine disturbs least. Figures above their limit are red, and the exit status is 1 if there are any.
+A second column, with --avx2, has the same rows on a CPU that is told to have no more than AVX2. OMP_NUM_THREADS=1 makes the figures
+processor times, which a busy machine disturbs least. Figures above their limit are red, and the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 def measured(script: str, quick: bool, limited: dict[str, str]) -> list[Row]:
     """The rows of one script, in a process of its own. Raises CalledProcessError, with what it said on stderr, if it fails."""
     command = [sys.executable, str(Path(__file__).parent / f"{script}.py"), "--json", *(["--quick"] if quick else [])]
-    found = subprocess.run(
-        command, env={**os.environ, **limited}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    found = subprocess.run(command, env={**os.environ, **limited}, capture_output=True, text=True)
     if found.returncode:
         sys.stderr.write(found.stderr)
         raise subprocess.CalledProcessError(found.returncode, command)
