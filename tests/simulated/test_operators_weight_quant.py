@@ -132,15 +132,16 @@ def bits(scale: torch.Tensor) -> torch.Tensor:
 
 def test_grouped_matmul_swiglu_quant_of_int4():
     torch.manual_seed(3)
-    x, weight, x_scale = int8(4, 32), torch.randint(-8, 8, (2, 32, N)), torch.rand(4) / 20
-    w_scale = torch.rand(2, 2, N) / 20  # two groups of K
+    width = 64  # one block of NZ
+    x, weight, x_scale = int8(4, 32), torch.randint(-8, 8, (2, 32, width)), torch.rand(4) / 20
+    w_scale = torch.rand(2, 2, width) / 20  # two groups of K
     assist = torch.stack([sum(8 * w_scale[e, k // 16] * weight[e, k] for k in range(32)) for e in range(2)])
-    y, scale = torch.empty(4, N // 2, dtype=torch.int8), torch.empty(4)
+    y, scale = torch.empty(4, width // 2, dtype=torch.int8), torch.empty(4)
     for row, group in enumerate([0, 1, 1, 1]):
-        c = torch.zeros(N, dtype=torch.float64)
+        c = torch.zeros(width, dtype=torch.float64)
         for k in range(32):
             c += int(x[row, k]) * weight[group, k].double() * w_scale[group, k // 16].double()
-        y[row], scale[row] = quantized_swiglu(c * float(x_scale[row]), torch.ones(N // 2))
+        y[row], scale[row] = quantized_swiglu(c * float(x_scale[row]), torch.ones(width // 2))
     args = (packed(weight).npu(), bits(w_scale).npu(), assist.npu())
     found = torch_npu.npu_grouped_matmul_swiglu_quant_v2(
         x.npu(),
@@ -153,6 +154,33 @@ def test_grouped_matmul_swiglu_quant_of_int4():
     )
     torch.testing.assert_close(found[0].cpu().float(), y.float(), atol=1.0, rtol=0)
     torch.testing.assert_close(found[1].cpu(), scale, rtol=1e-5, atol=0)
+    blocks = packed(weight).view(2, 2, 16, 1, 8).permute(0, 3, 1, 2, 4).contiguous()  # the shape of NZ
+    first = torch_npu.npu_grouped_matmul_swiglu_quant(
+        x.npu(), blocks.npu(), torch.tensor([1, 4]).npu(), args[1], x_scale.npu(), bias=args[2]
+    )
+    assert torch.equal(first[0].cpu(), found[0].cpu()) and torch.equal(first[1].cpu(), found[1].cpu())
+
+
+def test_int4_weights_of_int8_rows():
+    """npu_quant_matmul, groups of K: the offset brings back what the 8 takes away."""
+    torch.manual_seed(5)
+    x, weight, token, scale = int8(3, 64), torch.randint(-8, 8, (64, N)), torch.rand(3, 1), torch.rand(2, N) / 20
+    y = torch.zeros(3, N, dtype=torch.float64)
+    offset = torch.zeros(N, dtype=torch.float64)
+    for k in range(64):
+        offset += 8 * scale[k // 32].double() * weight[k]
+        for row in range(3):
+            y[row] += int(x[row, k]) * weight[k].double() * scale[k // 32].double()
+
+    def product(x, weight, scale, offset, token, sizes=(0, 0, 32)):
+        return torch_npu.npu_quant_matmul(
+            x, weight, scale, offset=offset, pertoken_scale=token, output_dtype=torch.bfloat16, group_sizes=sizes
+        )
+
+    args = [x, packed(weight), bits(scale), offset.float(), token]
+    check(product, args, [(y * token).bfloat16()], modes=("eager",), rtol=2**-7, atol=2**-6)
+    with pytest.raises(RuntimeError, match="with group_sizes 0, 0 and K / the rows of scale"):
+        product(*(t.npu() for t in args), sizes=(0, 0, 16))
 
 
 def test_weights_in_the_shape_of_nz():

@@ -3,7 +3,7 @@
     x [M, K] int8   weight [E, K, N] int8, or int4 packed in int32 [E, K, N / 8] (v2: a list of one)   x_scale [M] float32
     weight_scale  [E, N] float32; of int4 also [E, groups of K, N], and int64 or uint64 with float32 in the low 32 bits
     group_list    [E] int64: where each group's rows end; v2 with group_list_type 1: how many it has
-    assist        [E, N] float32, for int4 weights (v2: weight_assist_matrix, a list of one): 8 * the sum of the scaled columns
+    assist        [E, N] float32, for int4 weights (bias; v2: weight_assist_matrix, a list of one): 8 * the sum of the scaled columns
     smooth_scale  [E, N / 2] or [E] (v2)
 
     c = x @ weight * weight_scale * x_scale     s = silu(left half) * right half * smooth_scale
@@ -11,7 +11,7 @@
 
 Sources: npu_grouped_matmul_swiglu_quant_v2's page in the torch_npu documentation; the document of aclnnGroupedMatmulSwigluQuantWeightNZ
 (ops-transformer). v1's third result is no value of the operator's; it is 0. Sums are exact, the rest float32. Rows beyond the groups are 0
-here and not written on a device. Not served: int4 x, v1's bias and offset. The types of Ascend 950: `grouped_matmul_swiglu_float8`.
+here and not written on a device. Not served: int4 x, v1's offset. The types of Ascend 950: `grouped_matmul_swiglu_float8`.
 """
 
 from __future__ import annotations
@@ -68,13 +68,12 @@ def grouped_matmul_swiglu_quant(
     bias: Tensor | None = None,
     offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, scale, and a third result without a meaning. Raises NotImplementedError for bias and offset."""
-    for name, value in (("bias", bias), ("offset", offset)):
-        if value is not None:
-            raise NotImplementedError(f"npu_grouped_matmul_swiglu_quant: {name} must be None, it is not served")
-    if weight.dtype == torch.int32:
-        raise NotImplementedError("npu_grouped_matmul_swiglu_quant: weight must be int8; int4 is served by _v2")
-    y, scale = compute(x, weight, weight_scale, x_scale, group_list, CUMSUM)
+    """y, scale, and a third result without a meaning. bias is the assist of int4 weights; of int8 ones, as offset, it must be None."""
+    if offset is not None:
+        raise NotImplementedError("npu_grouped_matmul_swiglu_quant: offset must be None, it is not served")
+    if bias is not None and weight.dtype == torch.int8:
+        raise NotImplementedError("npu_grouped_matmul_swiglu_quant: bias must be None of int8 weights")
+    y, scale = compute(x, weight, weight_scale, x_scale, group_list, CUMSUM, bias)
     return y, scale, torch.zeros((), dtype=torch.float32)
 
 

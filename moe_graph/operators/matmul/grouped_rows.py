@@ -18,7 +18,7 @@ from moe_graph.operators.quantization.int8 import check_values
 from moe_graph.operators.quantization.trans_quant_param import unpacked
 
 CUMSUM, COUNT = 0, 1
-_NZ_BLOCK = (16, 32)
+_NZ_BLOCKS = {torch.int32: (16, 8)}  # eight int4 in each int32; of one byte it is (16, 32)
 _MIDDLE = 8  # what the low four bits are moved by, to lie between -8 and 7
 
 
@@ -37,17 +37,19 @@ def segments(check: Checks, group_list: Tensor, kind: int, groups: int, rows: in
 
 
 def of_nz(weight: Tensor) -> Tensor:
-    """Matrices in the shape of the format NZ, [E, N / 32, K / 16, 16, 32], as [E, K, N]; others as they are. Elements of one byte."""
-    if weight.dim() != 5 or weight.shape[-2:] != _NZ_BLOCK:
+    """Matrices in the shape of the format NZ, [E, N / n, K / 16, 16, n], as [E, K, N]; others as they are. Elements of one byte, n = 32,
+    or int32 with eight int4 in each, n = 8."""
+    if weight.dim() != 5 or weight.shape[-2:] != _NZ_BLOCKS.get(weight.dtype, (16, 32)):
         return weight
-    return weight.view(torch.uint8).permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2).view(weight.dtype)
+    elements = weight if weight.dtype == torch.int32 else weight.view(torch.uint8)
+    return elements.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2).view(weight.dtype)
 
 
 def weights(check: Checks, name: str, weight: Tensor, depth: int) -> tuple[Tensor, bool]:
     """(int8 [E, K, N], is it int4) of weights of int8, of int32 with eight int4 each, or of int4 as the engine carries it.
 
-    Weights of int8 may come in the shape of the format NZ, too."""
-    if weight.dtype == torch.int8:
+    Weights of int8 and int32 may come in the shape of the format NZ, too."""
+    if weight.dtype in (torch.int8, torch.int32):
         weight = of_nz(weight)
     if weight.dim() != 3:
         raise NotImplementedError(f"{name} must be of shape [E, K, N], got {tuple(weight.shape)}")

@@ -8,6 +8,9 @@
 
     output_dtype int8 (None), float16, bfloat16; int32: x1 @ x2 + bias, without scale
 
+    x1 [M, K] int8 with x2 of int4, scale [groups of K, N] of packed float32, pertoken_scale [M, 1], group_sizes [0, 0, K / groups]:
+    y = ((x1 - 8) @ x2 * scale, summed over the groups, + offset) * pertoken_scale; offset is 8 * the sum of x2's scaled columns
+
 Ascend 950 has x1 and x2 of float8_e4m3fn, float8_e5m2, hifloat8 (uint8, x1_dtype, x2_dtype), too, to float16, bfloat16 or float32:
 
     y = x1 @ x2 * scale * pertoken_scale + bias       scale [1], [N], pertoken_scale [1], [M], bias float32; of packed scales
@@ -16,7 +19,8 @@ Ascend 950 has x1 and x2 of float8_e4m3fn, float8_e5m2, hifloat8 (uint8, x1_dtyp
                                                       float8_e4m3fn by float4), or float32 (G-B, also int8 on other products, and B-B)
 
 group_sizes may name the blocks: [1, 1, 32], [1, 128, 128], [128, 128, 128]; the shapes of the scales tell them, too. Sources: the
-operator's page in the torch_npu documentation, the documents of aclnnQuantMatmulV4 and V5 (ops-nn). Sums of integers are exact, those of
+operator's page in the torch_npu documentation, the documents of aclnnQuantMatmulV4 and V5 (ops-nn); int8 with int4: op-plugin's test.
+Sums of integers are exact, those of
 float8 nearly; scaling is float32, rounded once. Not served: y_scale, float4 packed in float32, results of eight bits from float8.
 """
 
@@ -76,13 +80,17 @@ def quant_matmul(
             raise NotImplementedError(
                 f"npu_quant_matmul: {argument} must be None or float8_e8m0fnu (293), got {number}"
             )
-    check_group_sizes("npu_quant_matmul", group_sizes, pertoken_scale)
+    of_int4 = x1.dtype == torch.int8 and x2.dtype == torch.int32
+    if not of_int4:
+        check_group_sizes("npu_quant_matmul", group_sizes, pertoken_scale)
     dtype = torch.int8 if output_dtype is None else dtypes.from_number(output_dtype)
     if dtype not in (_FLOAT_RESULTS if any(names) else _DTYPES):
         raise NotImplementedError(
             f"npu_quant_matmul: output_dtype must be one of {_FLOAT_RESULTS if any(names) else _DTYPES}, got {output_dtype}"
         )
     assert dtype is not None
+    if of_int4:
+        return _by_int4_weights(x1, x2, scale, offset, pertoken_scale, bias, group_sizes, dtype)
     if any(names) or _has_blocks(x1, scale, pertoken_scale):
         left, right = scaled_operands.carried(x1, names[0]), scaled_operands.carried(x2, names[1])
         return compute_float8(left, names[0], right, names[1], scale, pertoken_scale, bias, dtype)
@@ -168,6 +176,33 @@ def compute(
     if dtype != torch.int8:
         return y.to(dtype)
     return (y if shift is None else y + shift).round().clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+
+
+def _by_int4_weights(
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    pertoken_scale: Tensor | None,
+    bias: Tensor | None,
+    group_sizes: Sequence[int] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """int8 x1 [M, K] by weights of int4, as a device multiplies them: the high and the low four bits of x1 apart."""
+    weight = _weight_of_int4(x1, x2)
+    given, parts = list(group_sizes or (0, 0, 0)), len(scale) if scale.dim() == 2 else 1
+    size = weight.shape[0] // parts
+    if x1.dim() != 2 or bias is not None or weight.shape[0] != x1.shape[1] or given not in ([0, 0, 0], [0, 0, size]):
+        raise ValueError(
+            "npu_quant_matmul: int8 x1 with int4 x2 must be [M, K] and [K, N], without bias, "
+            "with group_sizes 0, 0 and K / the rows of scale, "
+            f"got {tuple(x1.shape)}, {tuple(weight.shape)}, {given} and scale {tuple(scale.shape)}"
+        )
+    factors = unpacked(scale)[0].reshape(parts, 1, -1)
+    moved = (x1.to(torch.int32) - 8).view(len(x1), parts, size).transpose(0, 1)
+    y = (exact_product(moved, weight.view(parts, size, -1)).float() * factors).sum(0)
+    y = y if offset is None else y + offset.float()
+    return (y if pertoken_scale is None else y * pertoken_scale.float().view(-1, 1)).to(dtype)
 
 
 def _weight_of_int4(x1: Tensor, x2: Tensor) -> Tensor:

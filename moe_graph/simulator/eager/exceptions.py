@@ -49,6 +49,7 @@ HOST_PARAMETERS = frozenset(
     atb::_npu_flash_attention atb::_npu_flash_attention_unpad atb::_npu_flash_attention_unpad_v2 atb::_npu_flash_attention_v3
     atb::_npu_flash_attention_qlens atb::_npu_paged_attention atb::_npu_paged_attention_get_workspace atb::_npu_paged_attention_mla
     atb::_npu_paged_attention_quant atb::_npu_paged_attention_splitfuse atb::_npu_quantize_per_tensor
+    npu::npu_fusion_attention_v3 npu::npu_fusion_attention_grad_v3
     """.split()
 )
 
@@ -57,7 +58,6 @@ ACROSS_DEVICES = HOST_PARAMETERS | frozenset(
     """
     aten::copy_ aten::_to_copy.out aten::_copy_from aten::_foreach_copy_
     aten::_ctc_loss.Tensor aten::_ctc_loss_backward.Tensor
-    npu::npu_fusion_attention_v3 npu::npu_fusion_attention_grad_v3
     aten::_foreach_addcdiv.Tensor aten::_foreach_addcdiv_.Tensor aten::_foreach_addcmul.Tensor aten::_foreach_addcmul_.Tensor
     """.split()
 )
