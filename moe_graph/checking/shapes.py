@@ -53,11 +53,12 @@ def check_shapes(definition: Any) -> list[Finding]:
     except GraphError as error:
         return [Finding(ERROR, described.name, str(error))]
     found: list[Finding] = []
-    # Real constants keep their values in the mode: sizes and axes are read from them.
-    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    # Kernels run outside of the mode, where constants keep their values: sizes and axes are read from them.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _quiet(), torch.no_grad():
         values: dict[Slot, Tensor] = {slot: value.clone() for slot, value in plan.constants.items()}
         for node in plan.data.values():
-            _described_value(values, described, node)
+            _described_value(values, described, node, mode)
         for index in plan.order:
             node = plan.nodes[index]
             results = _run(node, values, found)
@@ -65,7 +66,7 @@ def check_shapes(definition: Any) -> list[Finding]:
                 values[index, output] = result
                 found += _compare(node, output, result, described)
             if results is None:
-                _described_value(values, described, node)
+                _described_value(values, described, node, mode)
         for position, (slot, descriptor) in enumerate(zip(plan.results, plan.outputs)):
             given = values.get(slot)
             if given is None or not descriptor.is_fx or any(size < 0 for size in descriptor.shape):
@@ -111,11 +112,12 @@ def _asks_for_values(error: Exception) -> bool:
     )
 
 
-def _described_value(values: dict[Slot, Tensor], described: Graph, node: Node) -> None:
+def _described_value(values: dict[Slot, Tensor], described: Graph, node: Node, mode: FakeTensorMode) -> None:
     """Go on with what the graph describes of a node's outputs, where that is a whole shape."""
     for output, (descriptor, own) in enumerate(zip(described.by_name[node.name].outputs, node.outputs)):
         if descriptor.shape is not None and not descriptor.is_dynamic and own.type is not None:
-            values[node.index, output] = torch.empty(descriptor.shape, dtype=own.type.torch)
+            with mode:
+                values[node.index, output] = torch.empty(descriptor.shape, dtype=own.type.torch)
 
 
 def _compare(node: Node, output: int, result: Tensor, described: Graph) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass
 
@@ -112,6 +113,9 @@ def parse(text: str) -> Schema:
     arguments = (*(_argument(part) for part in _parts(before)), *(_argument(part, True) for part in _parts(after)))
     if not any(argument.type == "Tensor" for argument in arguments):
         raise ValueError("schema: a template needs a Tensor argument, of whose shape the results are")
+    for word in (match[1], *(argument.name for argument in arguments)):
+        if keyword.iskeyword(word):
+            raise ValueError(f"schema: {word} is a word of Python, which is no name for an operator or an argument")
     return Schema(match[1], " ".join(text.split()), arguments, len(returns))
 
 

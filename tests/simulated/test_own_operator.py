@@ -51,6 +51,7 @@ def test_the_example_is_the_template_filled_in():
     "text",
     [
         "double_it(Tensor x) -> Tensor",
+        "top2_of(Tensor x, Tensor? bias=None, *, int k=2, float[] w=[0.5, 0.25]) -> (Tensor values, Tensor indices)",
         "mix(Tensor x, Tensor? scale, Tensor[] others, int n, float f=1.0, *, bool flag=False, str s='a', int[] k=[1]) -> (Tensor, Tensor)",
     ],
 )
@@ -68,6 +69,9 @@ def test_what_the_template_writes_passes_its_own_tests(text, tmp_path):
         ("scale(Tensor x) -> int", "returns? tensors"),
         ("scale(Tensor x, Device d) -> Tensor", "argument 'Device d': a template covers Tensor"),
         ("scale(int n) -> Tensor", "needs a Tensor argument"),
+        ("class(Tensor x) -> Tensor", "class is a word of Python"),
+        ("scale(Tensor x, float lambda=1.0) -> Tensor", "lambda is a word of Python"),
+        ("scale_(Tensor(a!) x) -> Tensor(a!)", r"return tensors .*got Tensor\(a!\)"),
     ],
 )
 def test_a_schema_that_the_template_does_not_cover_is_refused(text, words):

@@ -30,7 +30,9 @@ def moe_re_routing(
     _check_product(
         tokens, per_token_scales=per_token_scales, expert_token_num_type=expert_token_num_type, idx_type=idx_type
     )
-    gather = _gather_index(counts, len(tokens)) if has_memory(counts) else torch.empty(len(tokens), dtype=torch.int64)
+    gather = (
+        _gather_index(counts, len(tokens)) if has_memory(counts) else counts.new_empty(len(tokens), dtype=torch.int64)
+    )
     index = gather
     if idx_type == contract.SCATTER:
         index = torch.empty_like(gather)
