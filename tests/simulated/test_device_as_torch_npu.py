@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_memory_that_is_only_reserved_costs_nothing():
 
 
 def test_events_between_processes_are_refused_at_once():
-    with pytest.raises(RuntimeError, match="events between processes are not modelled"):
+    with pytest.raises(RuntimeError, match="IPC Event is not support|events between processes are not modelled"):
         torch.npu.Event(enable_timing=False, interprocess=True)
 
 
@@ -202,3 +203,66 @@ def test_data_that_may_be_spoilt_is_refused_until_it_is_filled():
     finally:
         recovery.set_npu_tensor_unsafe_check_flag(False)
     assert (a + b).tolist() == [3, 3, 3]
+
+
+def test_a_block_is_the_same_memory_by_its_key():
+    """What torch.multiprocessing's queues do, in one process: `test_tensors_go_through_queues` has two."""
+    library = ctypes.CDLL(None)
+    start, key, mapped = ctypes.c_void_p(), ctypes.create_string_buffer(65), ctypes.c_void_p()
+    size = 2 << 20
+    assert library.aclrtMalloc(ctypes.byref(start), ctypes.c_size_t(size), 0) == 0
+    ctypes.memset(start.value + 5000, 7, 3)
+    assert (
+        library.aclrtIpcMemGetExportKey(start, ctypes.c_size_t(size), key, ctypes.c_size_t(65), ctypes.c_uint64(1)) == 0
+    )
+    assert library.aclrtIpcMemImportByKey(ctypes.byref(mapped), key, ctypes.c_uint64(1)) == 0
+    assert mapped.value != start.value
+    assert ctypes.string_at(mapped.value + 4999, 5) == b"\0\7\7\7\0"
+    ctypes.memset(mapped.value, 9, 2)
+    assert ctypes.string_at(start.value, 3) == b"\11\11\0"
+    assert [library.aclrtIpcMemClose(key) for _ in range(3)] == [0, 0, 107000]  # of both sides, and nobody's
+    assert library.aclrtIpcMemImportByKey(ctypes.byref(mapped), key, ctypes.c_uint64(1)) == 107000
+    assert library.aclrtFree(start) == 0
+
+
+@pytest.mark.slow
+def test_tensors_go_through_queues(tmp_path):
+    script = tmp_path / "queues.py"
+    script.write_text("""
+import torch
+import torch.multiprocessing as mp
+import torch_npu
+
+def child(queue, back):
+    x, wide = queue.get()
+    x.mul_(wide.sum() / wide.numel() + 1)
+    back.put(str(x.device))
+    queue.get()
+
+if __name__ == "__main__":
+    context = mp.get_context("spawn")
+    queue, back = context.Queue(), context.Queue()
+    process = context.Process(target=child, args=(queue, back))
+    process.start()
+    x, neighbour = torch.arange(4.0).npu(), torch.full((3,), 7.0).npu()
+    wide = torch.ones(3 << 20, dtype=torch.uint8).npu()
+    queue.put((x, wide))
+    print(back.get(timeout=200), x.tolist(), neighbour.tolist())
+    queue.put(None)
+    process.join()
+    print(process.exitcode)
+""")
+    command = [sys.executable, "-W", "ignore", "-m", "moe_graph", "run", "--quiet", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split("\n")[:2] == ["npu:0 [0.0, 2.0, 4.0, 6.0] [7.0, 7.0, 7.0]", "0"], done.stderr[-2000:]
+
+
+def test_the_version_of_cann_can_be_set(monkeypatch):
+    library = ctypes.CDLL(None)
+    found = ctypes.create_string_buffer(520)
+    seen = []
+    for version in ("", "8.5.0", "8.3.RC1", "9.0.0.beta2", "8.5", "new"):
+        set_in_process = monkeypatch.setenv if version else monkeypatch.delenv
+        set_in_process("MOE_GRAPH_SIM_CANN", *([version] if version else [False]))
+        seen.append(found.value.decode() if library.aclsysGetCANNVersion(0, found) == 0 else "refused")
+    assert seen == ["9.2.0", "8.5.0", "8.3.RC1", "9.0.0.beta2", "refused", "refused"]

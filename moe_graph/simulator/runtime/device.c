@@ -10,7 +10,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define CANN_VERSION "8.5.0"
+#define CANN_VERSION "9.2.0" /* the newest one that torch_npu 2.13 asks for */
 #define MAX_DEVICES 64
 
 /* Core counts and L2 are the nominal ones of the product; nothing is timed by them. */
@@ -115,12 +115,14 @@ static aclError null_argument(const char *function, const char *argument)
     return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %s is null", function, argument);
 }
 
+static const char *cann_version(void);
+
 /* ---- life of the runtime ---- */
 
 SIM_API aclError aclInit(const char *configuration)
 {
     (void)configuration;
-    if (sim_current_product() == NULL || all_devices() == 0)
+    if (sim_current_product() == NULL || all_devices() == 0 || cann_version() == NULL)
         return ACL_ERROR_INVALID_PARAM;
     return ACL_SUCCESS;
 }
@@ -305,16 +307,32 @@ typedef struct {
     char version[128], major[64], minor[64], release[64], patch[64], reserved[128];
 } package_version;
 
+/* MOE_GRAPH_SIM_CANN, like 8.5.0 or 8.3.RC1; read at each call, torch_npu keeps what it was told first. NULL, with a message, if it is none. */
+static const char *cann_version(void)
+{
+    const char *text = getenv("MOE_GRAPH_SIM_CANN");
+    if (text == NULL || text[0] == '\0')
+        return CANN_VERSION;
+    int major = 0, minor = 0, read = 0;
+    if (strlen(text) < 64 && sscanf(text, "%2d.%2d.%n", &major, &minor, &read) == 2 && read > 0 &&
+        strspn(text + read, "0123456789RCalphbet.") == strlen(text + read) && text[read] != '\0')
+        return text;
+    sim_fail(ACL_ERROR_INVALID_PARAM, "MOE_GRAPH_SIM_CANN must be a version of CANN like %s or 8.3.RC1, got \"%s\"", CANN_VERSION, text);
+    return NULL;
+}
+
+/* The package's version, in its parts where they are numbers. */
 SIM_API aclError aclsysGetCANNVersion(int32_t package, package_version *version)
 {
     (void)package;
     if (version == NULL)
         return null_argument("aclsysGetCANNVersion", "version");
     memset(version, 0, sizeof *version);
-    strcpy(version->version, CANN_VERSION);
-    strcpy(version->major, "8");
-    strcpy(version->minor, "5");
-    strcpy(version->release, "0");
+    const char *text = cann_version();
+    if (text == NULL)
+        return ACL_ERROR_INVALID_PARAM;
+    strcpy(version->version, text);
+    sscanf(text, "%63[^.].%63[^.].%63[^.].%63s", version->major, version->minor, version->release, version->patch);
     return ACL_SUCCESS;
 }
 
@@ -322,7 +340,10 @@ SIM_API aclError aclsysGetVersionStr(char *package, char *version)
 {
     if (package == NULL || version == NULL)
         return null_argument("aclsysGetVersionStr", package == NULL ? "pkgName" : "versionStr");
-    strcpy(version, CANN_VERSION);
+    const char *text = cann_version();
+    if (text == NULL)
+        return ACL_ERROR_INVALID_PARAM;
+    strcpy(version, text);
     return ACL_SUCCESS;
 }
 

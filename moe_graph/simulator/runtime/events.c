@@ -77,7 +77,7 @@ static aclError create_event(aclrtEvent *handle, uint32_t flags)
     if (handle == NULL)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "aclrtCreateEvent: event is null");
     if (flags & EVENT_BETWEEN_PROCESSES)
-        return sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "aclrtCreateEvent: events between processes are not modelled");
+        return sim_fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "aclrtCreateEvent: events between processes are not modelled");
     pthread_mutex_lock(&lock);
     if (free_events == NULL)
         add_event_block();

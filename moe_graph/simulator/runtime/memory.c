@@ -112,6 +112,16 @@ size_t sim_remove_mapping(void *start)
     return take(start, MAPPED_ON_DEVICE, &taken) ? taken.size : 0;
 }
 
+size_t sim_mapped_block(const void *start)
+{
+    pthread_mutex_lock(&lock);
+    size_t at = find(start);
+    bool found = at != table_size && table[at].start == start && table[at].where == ON_DEVICE && table[at].size >= LARGE;
+    size_t size = found ? table[at].size : 0;
+    pthread_mutex_unlock(&lock);
+    return size;
+}
+
 bool sim_has_mapping(const void *start, size_t size)
 {
     pthread_mutex_lock(&lock);

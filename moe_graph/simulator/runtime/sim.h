@@ -65,6 +65,7 @@ enum {
     ACL_ERROR_CAPTURE_WRONG_THREAD = 107038,
     ACL_ERROR_SUB_GRAPH_CAPTURING = 107046,
     ACL_ERROR_FEATURE_NOT_SUPPORTED = 200006,
+    ACL_ERROR_RT_FEATURE_NOT_SUPPORT = 207000, /* what torch_npu asks for where it can do without */
     ACL_ERROR_MEMORY_ALLOCATION = 207001,
     ACL_ERROR_MEMORY_FREE = 207002,
     ACL_ERROR_INTERNAL = 507000,
@@ -131,6 +132,8 @@ void sim_unclaim(int32_t device, size_t bytes);
 /* Make [start, start + size) device memory that is mapped, not allocated (false: out of memory); undo it, returning its size or 0. */
 bool sim_add_mapping(void *start, size_t size, int32_t device);
 size_t sim_remove_mapping(void *start);
+/* The size of the device block that starts here and has pages of its own, or 0. */
+size_t sim_mapped_block(const void *start);
 bool sim_has_mapping(const void *start, size_t size); /* whether any lies in [start, start + size), even in part */
 
 /* ---- stream.c ---- */
