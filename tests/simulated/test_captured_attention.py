@@ -38,3 +38,27 @@ def test_the_out_form_writes_to_its_tensors():
     with pytest.raises(ValueError, match="attention_out must have shape"):
         wrong = [torch.empty(1).bfloat16().npu(), torch.empty(0).npu()]
         torch_npu.npu_fused_infer_attention_score_v2.out(query, key, key, out=wrong, **options)
+
+
+def test_gradients_without_a_sink_and_lengths_on_the_host():
+    torch.manual_seed(0)
+    query, key, value, dy = (torch.randn(6, 2, 16).half().npu() for _ in range(4))
+    ends = torch.tensor([2, 6])
+    sizes = dict(scale_value=0.25, actual_seq_qlen=ends, actual_seq_kvlen=ends)
+
+    def step():
+        out, maximum, total, *_ = torch.ops.npu.npu_fusion_attention_v3(
+            query, key, value, 2, "TND", scale=0.25, actual_seq_qlen=ends, actual_seq_kvlen=ends
+        )
+        given = dict(softmax_max=maximum, softmax_sum=total, attention_in=out)
+        return torch.ops.npu.npu_fusion_attention_grad_v3(query, key, value, dy, 2, "TND", **given, **sizes)
+
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        captured = step()
+    for tensor in (query, key, value, dy):
+        tensor.copy_(torch.randn(6, 2, 16).half())
+    graph.replay()
+    for found, wanted in zip(captured, step()):
+        assert found.shape == wanted.shape and torch.equal(found.cpu(), wanted.cpu())
+    assert captured[0].abs().sum() > 0
