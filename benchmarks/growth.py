@@ -70,7 +70,7 @@ def of_dumps(call: Callable[[Graph], object], sizes: list[int]) -> Curve:
     curve = []
     for size in sizes:
         graph = pictures.layers(size // 25)
-        taken = seconds(lambda graph=graph: call(graph), 1)
+        taken = seconds(lambda graph=graph: call(graph), 3)
         tracemalloc.start()
         call(graph)
         curve.append((len(graph.nodes), taken, float(tracemalloc.get_traced_memory()[1])))
@@ -117,7 +117,7 @@ def draw(curves: dict[str, Curve], file: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
     for axis, value, what in ((axes[0], 1, "seconds"), (axes[1], 2, "bytes at the peak")):
         for name, curve in curves.items():
             if curve[-1][value]:
@@ -125,7 +125,7 @@ def draw(curves: dict[str, Curve], file: str) -> None:
                 axis.loglog([point[0] for point in curve], [point[value] for point in curve], marker=".", label=label)
         axis.set(xlabel="tokens, chunks or nodes", ylabel=what)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.savefig(file, dpi=90)
 
 
