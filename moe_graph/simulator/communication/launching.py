@@ -212,7 +212,7 @@ class Launcher(dist.ProcessGroup):
             check_contiguous(operation, tensor)
         queued = native.may_wait_in_queue() if kind == "npu" else None
         if queued is not None and queued():
-            torch.npu.synchronize()
+            torch.npu.current_stream().synchronize()
         return self._meshes[kind], [
             cpu_view(tensor.detach()) if is_npu(tensor) else tensor.detach() for tensor in tensors
         ]

@@ -141,7 +141,7 @@ def _empty_queue() -> None:
     if captured.is_special():
         torch.npu.current_stream().npu_stream  # noqa: B018  asking for it empties the queue; the host may not wait for a captured stream
     else:
-        torch.npu.synchronize()
+        torch.npu.current_stream().synchronize()
 
 
 def kernel(overload: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -234,7 +234,7 @@ class _Missing:
         try:
             result = self._own(_DEVICE_KEYS, *args, **kwargs)
             if self._queued is not None and self._queued():
-                torch.npu.synchronize()  # the error comes here, where the operator's name is known, not out of a later one
+                torch.npu.current_stream().synchronize()  # the error comes here, where the operator's name is known, not out of a later one
             return result
         except RuntimeError as error:
             reason = next((line.strip() for line in str(error).splitlines() if "is not modelled" in line), None)

@@ -140,7 +140,8 @@ class TorchNpuGraphBase:
         program = self._loaded("run")
         devices = [tensor.device for tensor in inputs if is_npu(tensor)]
         if devices:
-            torch.npu.synchronize(devices[0])  # launches that wait in torch_npu's queue come first
+            # Launches that wait in torch_npu's queue come first. A wait for the device would wait for messages, too.
+            torch.npu.current_stream(devices[0]).synchronize()
         host_inputs = [cpu_view(tensor) if is_npu(tensor) else tensor.detach() for tensor in inputs]
         results = program.run(host_inputs)
         device = _output_device(devices)
