@@ -113,9 +113,9 @@ def _asks_for_values(error: Exception) -> bool:
 
 
 def _described_value(values: dict[Slot, Tensor], described: Graph, node: Node, mode: FakeTensorMode) -> None:
-    """Go on with what the graph describes of a node's outputs, where that is a whole shape."""
+    """Go on with what the graph describes of a node's outputs, where that is a whole shape; one without sizes may be of a frozen weight."""
     for output, (descriptor, own) in enumerate(zip(described.by_name[node.name].outputs, node.outputs)):
-        if descriptor.shape is not None and not descriptor.is_dynamic and own.type is not None:
+        if descriptor.shape and not descriptor.is_dynamic and own.type is not None:
             with mode:
                 values[node.index, output] = torch.empty(descriptor.shape, dtype=own.type.torch)
 
