@@ -266,3 +266,9 @@ def test_the_version_of_cann_can_be_set(monkeypatch):
         set_in_process("MOE_GRAPH_SIM_CANN", *([version] if version else [False]))
         seen.append(found.value.decode() if library.aclsysGetCANNVersion(0, found) == 0 else "refused")
     assert seen == ["9.2.0", "8.5.0", "8.3.RC1", "9.0.0.beta2", "refused", "refused"]
+
+
+def test_a_device_that_is_not_there_is_an_error_that_says_how_to_have_it():
+    """In the error itself, so that workers of torchrun have it, too."""
+    with pytest.raises(RuntimeError, match=r"107001[\s\S]*device 63 does not exist[\s\S]*moe-graph run --devices N"):
+        torch.npu.set_device(63)

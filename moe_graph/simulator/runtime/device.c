@@ -106,7 +106,7 @@ aclError sim_check_device(const char *function, int32_t device)
                         "MOE_GRAPH_SIM_DEVICES)", function, device, count, visible, all_devices());
     if (count == 0)
         return ACL_ERROR_INVALID_DEVICE;
-    return sim_fail(ACL_ERROR_INVALID_DEVICE, "%s: device %d does not exist, there are %d (MOE_GRAPH_SIM_DEVICES)", function, device,
+    return sim_fail(ACL_ERROR_INVALID_DEVICE, "%s: device %d does not exist, there are %d (MOE_GRAPH_SIM_DEVICES; moe-graph run --devices N gives more)", function, device,
                     count);
 }
 
