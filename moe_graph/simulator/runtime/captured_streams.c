@@ -209,9 +209,11 @@ aclError sim_launch_executor(const char *name, aclError (*run)(void *), void *ex
         return sim_fail(ACLNN_ERROR_NULLPTR, "%s: executor is null", name);
     aclError error = sim_check_stream(name, stream);
     if (error == ACL_SUCCESS)
-        return sim_run_or_take(stream, &(sim_launch){name, run, free, executor});
-    free(executor);
-    sim_take_lock_back();
+        error = sim_run_or_take(stream, &(sim_launch){name, run, free, executor});
+    else
+        free(executor);
+    if (error != ACL_SUCCESS)
+        sim_take_lock_back();
     return error;
 }
 

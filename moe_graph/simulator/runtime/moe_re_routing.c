@@ -466,10 +466,12 @@ SIM_API aclError aclnnMoeReRouting(void *workspace, uint64_t workspace_size, acl
     if (call == NULL)
         return sim_fail(ACLNN_ERROR_NULLPTR, NAME ": executor is null");
     aclError error = sim_check_stream(NAME, stream);
-    if (error == ACL_SUCCESS)
-        return sim_run_or_take(stream, &(sim_launch){NAME, run_call, free, call});
-    record_call(call, error);
-    aclDestroyAclOpExecutor(call);
+    if (error == ACL_SUCCESS) {
+        error = sim_run_or_take(stream, &(sim_launch){NAME, run_call, free, call});
+    } else {
+        record_call(call, error);
+        aclDestroyAclOpExecutor(call);
+    }
     if (error != ACL_SUCCESS)
         sim_take_lock_back();
     return error;
