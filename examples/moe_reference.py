@@ -82,14 +82,15 @@ def rotation(config, positions):
 def reference(config, weights, plain=False):
     """(name, function): transformers' model, or `dense` where that is not installed or `plain`.
 
-    The function takes a sequence [T] to its logits [T, vocabulary] and the experts of its tokens [layers, T, k].
+    The function takes a sequence [T] and the experts that its tokens go to [layers, T, k] to the logits [T, vocabulary], and to the
+    experts that it would have chosen itself [layers, T, k]: of two nearly equal scores rounding decides, and that changes the logits.
     """
     try:
         from transformers import Dots1Config, Dots1ForCausalLM
     except ImportError:
         plain = True
     if plain:
-        return "dense PyTorch", lambda ids: dense(config, weights, ids)
+        return "dense PyTorch", lambda ids, experts: dense(config, weights, ids, experts)
     c = config
     sizes = dict(vocab_size=c.vocabulary, hidden_size=c.hidden, moe_intermediate_size=c.inner, head_dim=c.head_size)
     sizes.update(num_hidden_layers=c.layers, num_attention_heads=c.heads, num_key_value_heads=c.kv_heads)
@@ -98,20 +99,31 @@ def reference(config, weights, plain=False):
     sizes.update(rms_norm_eps=c.epsilon, rope_parameters={"rope_type": "default", "rope_theta": c.theta})
     model = Dots1ForCausalLM(Dots1Config(**sizes, tie_word_embeddings=False, sliding_window=None)).float().eval()
     model.load_state_dict({name: value.float() for name, value in weights.items()})
-    chosen = []
-    for layer in model.model.layers:
-        layer.mlp.experts.register_forward_pre_hook(lambda experts, given: chosen.append(given[1]))
+    given, own = [], []
 
-    def logits_of(ids):
-        chosen.clear()
-        return model(ids[None]).logits[0], torch.stack(chosen)
+    def follow(gate):
+        def hook(experts, arguments):
+            x, chosen, _ = arguments
+            own.append(chosen)
+            chosen = given.pop(0)
+            scores = F.linear(x.float(), gate.weight.float()).sigmoid()
+            return x, chosen, F.normalize(scores.gather(1, chosen), p=1, dim=1) * c.scaling
+
+        return hook
+
+    for layer in model.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(follow(layer.mlp.gate))
+
+    def logits_of(ids, experts):
+        given[:], own[:] = experts.long(), []
+        return model(ids[None]).logits[0], torch.stack(own)
 
     return "transformers", logits_of
 
 
-def dense(config, weights, ids):
-    """Every expert computes every token, and counts where it was chosen. ids [T] -> logits [T, vocabulary], experts [layers, T, k]"""
-    c, (cos, sin), every_choice = config, rotation(config, torch.arange(len(ids))), []
+def dense(config, weights, ids, experts):
+    """Every expert computes every token, and counts where it is given. The arguments and results of `reference`'s function."""
+    c, (cos, sin), own = config, rotation(config, torch.arange(len(ids))), []
 
     def turned(x):  # [T, heads, D]
         left, right = x.chunk(2, dim=-1)
@@ -122,7 +134,7 @@ def dense(config, weights, ids):
 
     w = {name: value.float() for name, value in weights.items()}
     x = w["model.embed_tokens.weight"][ids]
-    for at in (f"model.layers.{layer}." for layer in range(c.layers)):
+    for at, chosen in zip((f"model.layers.{layer}." for layer in range(c.layers)), experts.long()):
         layer = {name[len(at) :]: value for name, value in w.items() if name.startswith(at)}
         y = norm(x, layer["input_layernorm.weight"])
         q, k, v = ((y @ layer[f"self_attn.{name}_proj.weight"].t()).view(len(x), -1, c.head_size) for name in "qkv")
@@ -136,8 +148,7 @@ def dense(config, weights, ids):
         ranked = (scores + layer["mlp.gate.e_score_correction_bias"]).view(len(x), c.groups, -1)
         best = ranked.topk(2).values.sum(-1).topk(c.top_groups).indices
         kept = torch.zeros(len(x), c.groups).scatter_(1, best, 1.0)
-        chosen = (ranked * kept[..., None]).flatten(1).topk(c.top_k).indices
-        every_choice.append(chosen)
+        own.append((ranked * kept[..., None]).flatten(1).topk(c.top_k).indices)
         weight = F.normalize(scores.gather(1, chosen), p=1, dim=1) * c.scaling
         inner = torch.einsum("th,eih->tei", y, layer["mlp.experts.gate_up_proj"])
         inner = F.silu(inner[..., : c.inner]) * inner[..., c.inner :]
@@ -145,7 +156,7 @@ def dense(config, weights, ids):
         x = x + torch.einsum("te,tei,ehi->th", every, inner, layer["mlp.experts.down_proj"])
         gate, up, down = (layer[f"mlp.shared_experts.{name}_proj.weight"].t() for name in ("gate", "up", "down"))
         x = x + (F.silu(y @ gate) * (y @ up)) @ down
-    return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].t(), torch.stack(every_choice)
+    return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].t(), torch.stack(own)
 
 
 class Step(NamedTuple):
@@ -166,7 +177,6 @@ class Sequences:
 
     def __init__(self, config, rank, steps):
         self.config, self.steps, self.prompts = config, steps, [9, 4 + rank]
-        # Of these prompts at most one choice of an expert is so close that bfloat16's rounding makes it, and little hangs on it.
         generator = torch.Generator().manual_seed(rank + 8)
         self.ids = [torch.randint(config.vocabulary, (length + steps,), generator=generator) for length in self.prompts]
 
