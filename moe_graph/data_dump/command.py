@@ -8,10 +8,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from moe_graph.data_dump import compare
-from moe_graph.data_dump.compare import Row
-from moe_graph.data_dump.operator_file import DataDumpError
+if TYPE_CHECKING:
+    from moe_graph.data_dump.compare import Row
 
 SCHEMA = "moe_graph compare-data 1"
 AGREE, DIFFER, UNREADABLE = 0, 1, 2
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="show the outputs that agree, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    from moe_graph.data_dump import compare  # torch: not for --help
+    from moe_graph.data_dump.operator_file import DataDumpError
+
     try:
         rows = compare.compare(options.first, options.second, options.rtol, options.atol)
     except (DataDumpError, OSError) as error:
@@ -52,6 +55,8 @@ def _show(rows: list[Row], whole: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from moe_graph.data_dump import compare
 
     shown = [row for row in rows if whole or row.status != compare.AGREES]
     table = Table("graph", "run", "operator", "output", "status", "type and shape", "first difference")

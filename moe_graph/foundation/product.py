@@ -106,17 +106,16 @@ def _soc_name() -> str | None:
     torch_npu = sys.modules.get("torch_npu")
     if torch_npu is None:
         return None
-    ask = torch_npu.npu.get_device_name
-    asked = ask, os.environ.get(_SIMULATED)
+    asked = getattr(torch_npu.npu, "get_device_name", None), os.environ.get(_SIMULATED)
     if asked not in _soc_names:
         if not torch_npu.npu.is_available():
             return None
-        _soc_names[asked] = ask()
+        _soc_names[asked] = torch_npu.npu.get_device_name()
     return _soc_names[asked]
 
 
 # What the device has answered; operators ask for it at every call. A device stays what it is, the simulated one is what the variable says.
-_soc_names: dict[tuple[Callable[[], str], str | None], str] = {}
+_soc_names: dict[tuple[Callable[[], str] | None, str | None], str] = {}
 
 
 def _scales_are_native(product: Product, scales: Tensor) -> bool:

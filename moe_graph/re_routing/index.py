@@ -45,6 +45,8 @@ def gather_index_on_host(expert_token_num_per_rank: Tensor, num_tokens: int) -> 
     distance = by_expert.cumsum(dtype=numpy.int64)  # no count is above A, so it cannot wrap around
     if distance[-1] != num_tokens:
         return None
+    if num_tokens == 0:
+        return torch.empty(0, dtype=contract.INDEX_DTYPE)  # of an empty array torch would take the stride for 0
     distance -= counts.reshape(-1).cumsum(dtype=numpy.int64).reshape(counts.shape).T.reshape(-1)
     index = distance.astype(numpy.int32).repeat(by_expert)
     numpy.subtract(numpy.arange(num_tokens, dtype=numpy.int32), index, out=index)

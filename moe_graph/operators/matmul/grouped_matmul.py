@@ -255,7 +255,7 @@ def _product(
         y = y.float() * steps
         y = destination.rounded(y if shift is None else y + shift, INT8_MAX)
     elif scale is not None:
-        y = y.float().mul_(scale.float())
+        y = y.float() * scale.float()
         if token_scale is not None:
             y *= token_scale.unsqueeze(1)
         y = ACTIVATIONS[options.act_type or 0](y if bias is None else y + bias.float())
