@@ -68,6 +68,27 @@ def test_sums_of_int8_are_exact(sizes, extreme):
     assert (products.exact_product(x, w).numpy() == expected).all()
 
 
+@pytest.mark.parametrize("product", ["exact", "bfloat16"])
+@pytest.mark.parametrize("rows", ["expanded", "transposed", "every second", "overlapping"])
+def test_rows_may_lie_anyhow_in_memory(product, rows):
+    whole = torch.randint(-8, 8, (32, 32), dtype=torch.int8).to(torch.int8 if product == "exact" else torch.bfloat16)
+    laid_out = {
+        "expanded": whole[:1].expand(16, 16 * 2)[:, :16],
+        "transposed": whole.t()[:16, :16],
+        "every second": whole[::2, ::2],
+        "overlapping": whole.as_strided((16, 16), (1, 1)),
+    }[rows]
+    other = whole[:16, 16:]
+    for x, w in ((laid_out, other), (other, laid_out), (laid_out, laid_out)):
+        expected = x.double().numpy() @ w.double().numpy()
+        if product == "exact":
+            found = products.exact_product(x, w)
+        else:
+            products.multiply(x, w, found := torch.empty(16, 16, dtype=torch.bfloat16))
+            expected = torch.from_numpy(expected).bfloat16().double().numpy()
+        assert (found.double().numpy() == expected).all()
+
+
 @pytest.mark.slow  # another process: oneDNN reads the variable when it starts
 def test_a_cpu_without_such_instructions_goes_through_float32():
     code = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_graph.foundation import cpu
+from moe_graph.foundation import cpu, transforms
 
 # |int8 * int8| <= 2 ** 14, so sums of so many products are whole numbers that float32 holds exactly, in whatever order they are added.
 _EXACT_PRODUCTS = 1024
@@ -32,9 +32,12 @@ def multiply(x: Tensor, weight: Tensor, output: Tensor, bias: Tensor | None = No
 
 def exact_product(x: Tensor, weight: Tensor) -> Tensor:
     """int8 [M, K] @ int8 [K, N] -> the exact sums [M, N]: int32, or float32 where K is short enough for float32 products to be exact."""
-    product = cpu.int8_product() if x.is_cpu and x.numel() and weight.numel() else None
+    ordinary = transforms.is_ordinary(x) and transforms.is_ordinary(weight) and x.numel() and weight.numel()
+    product = cpu.int8_product() if ordinary else None
     if product is not None:
-        return product(x, weight)
+        # Of rows in the same memory (expand) torch's sums are wrong.
+        transposed = weight.t().is_contiguous()
+        return product(x.contiguous(), weight if transposed else weight.contiguous())
     starts = range(0, x.shape[1], _EXACT_PRODUCTS)
     if len(starts) <= 1:
         return torch.mm(x.float(), weight.float())
