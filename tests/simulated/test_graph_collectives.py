@@ -49,7 +49,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])  # torchair refuses 3
 def test_products_fused_with_communication(size):
     """Eager and compiled, on every rank, against the whole product."""
     printed = ranks.run(FUSED, size, device="npu")
