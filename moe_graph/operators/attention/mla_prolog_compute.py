@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moe_graph.operators.matmul.products import exact_product
 from moe_graph.operators.normalization.rms_norm import rms_norm
 from moe_graph.operators.position.rotation import turned
 from moe_graph.operators.quantization.int8 import dynamic_int8, to_int8
@@ -54,8 +55,7 @@ def _product(x: Tensor, weight: Tensor, x_scale: Tensor | None, weight_scale: Te
         return _mm(x, weight).float()
     if x_scale is None or weight_scale is None:
         raise ValueError(f"npu_mla_prolog: int8 {name} needs its dequant_scale and that of its input")
-    exact = x.double() @ weight.double()
-    return exact.float() * x_scale.reshape(-1, 1).float() * weight_scale.reshape(1, -1).float()
+    return exact_product(x, weight).float() * x_scale.reshape(-1, 1).float() * weight_scale.reshape(1, -1).float()
 
 
 def prolog(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.ge import GeType
-from moe_graph.operators.matmul.quant_matmul import exact_product
+from moe_graph.operators.matmul.products import exact_product
 from moe_graph.operators.quantization.trans_quant_param import unpacked
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.checks import Checks
-from moe_graph.operators.matmul.quant_matmul import exact_product
+from moe_graph.operators.matmul.products import exact_product
 from moe_graph.operators.quantization import int4
 from moe_graph.operators.quantization.int8 import check_values
 from moe_graph.operators.quantization.trans_quant_param import unpacked

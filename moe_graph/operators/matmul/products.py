@@ -5,6 +5,8 @@ Half types and int8 take the CPU's own instructions where `moe_graph.foundation.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -31,21 +33,18 @@ def multiply(x: Tensor, weight: Tensor, output: Tensor, bias: Tensor | None = No
 
 
 def exact_product(x: Tensor, weight: Tensor) -> Tensor:
-    """int8 [M, K] @ int8 [K, N] -> the exact sums [M, N]: int32, or float32 where K is short enough for float32 products to be exact."""
-    ordinary = transforms.is_ordinary(x) and transforms.is_ordinary(weight) and x.numel() and weight.numel()
-    product = cpu.int8_product() if ordinary else None
+    """[..., M, K] @ [..., K, N] -> the exact sums, int32. Of int8, or of whole numbers about as small in another type."""
+    if x.dtype != torch.int8 or weight.dtype != torch.int8 or not x.shape[-1]:
+        return (x.double() @ weight.double()).to(torch.int32)
+    plain = x.dim() == weight.dim() == 2 and transforms.is_ordinary(x) and transforms.is_ordinary(weight)
+    product = cpu.int8_product() if plain and x.numel() and weight.numel() else None
     if product is not None:
         # Of rows in the same memory (expand) torch's sums are wrong.
         transposed = weight.t().is_contiguous()
         return product(x.contiguous(), weight if transposed else weight.contiguous())
-    starts = range(0, x.shape[1], _EXACT_PRODUCTS)
-    if len(starts) <= 1:
-        return torch.mm(x.float(), weight.float())
-    parts = ((x[:, i : i + _EXACT_PRODUCTS].float(), weight[i : i + _EXACT_PRODUCTS].float()) for i in starts)
-    total = torch.zeros((x.shape[0], weight.shape[1]), dtype=torch.int32, device=x.device)
-    for left, right in parts:
-        total += torch.mm(left, right).to(torch.int32)
-    return total
+    steps = (slice(i, i + _EXACT_PRODUCTS) for i in range(0, x.shape[-1], _EXACT_PRODUCTS))
+    parts = ((x[..., step].float() @ weight[..., step, :].float()).to(torch.int32) for step in steps)
+    return functools.reduce(torch.add, parts)
 
 
 _grouped_mm = getattr(torch.nn.functional, "grouped_mm", None)

@@ -36,6 +36,7 @@ from moe_graph.operators import dtypes
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType, Planned
 from moe_graph.operators.matmul import scaled_operands
+from moe_graph.operators.matmul.products import exact_product
 from moe_graph.operators.quantization import int4, mx
 from moe_graph.operators.quantization.int8 import INT8_MAX, INT8_MIN
 from moe_graph.operators.quantization.trans_quant_param import unpacked
@@ -43,13 +44,6 @@ from moe_graph.operators.quantization.trans_quant_param import unpacked
 _DTYPES = (torch.int8, torch.int32, torch.float16, torch.bfloat16)
 _FLOAT_RESULTS = (torch.float16, torch.bfloat16, torch.float32)
 _MODES = ([1, 1, 32], [1, 128, 128], [128, 128, 128])
-# Sums of int8 products stay whole numbers that float64 holds, whatever K is.
-_EXACT = torch.float64
-
-
-def exact_product(x: Tensor, weight: Tensor) -> Tensor:
-    """int8 [..., M, K] @ int8 [..., K, N] -> the exact sums, int32."""
-    return (x.to(_EXACT) @ weight.to(_EXACT)).to(torch.int32)
 
 
 def quant_matmul(

@@ -20,7 +20,7 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel
-from moe_graph.operators.matmul.quant_matmul import exact_product
+from moe_graph.operators.matmul.products import exact_product
 from moe_graph.operators.quantization import destination
 from moe_graph.operators.quantization.int8 import INT8_MAX, dynamic_int8
 from moe_graph.operators.quantization.trans_quant_param import unpacked

@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType
-from moe_graph.operators.matmul.quant_matmul import exact_product
+from moe_graph.operators.matmul.products import exact_product
 
 _check = Checks("npu_quant_matmul_reduce_sum")
 
