@@ -208,6 +208,15 @@ def test_a_replay_after_an_input_of_re_routing_was_freed_is_an_error():
         graph.replay()
 
 
+def test_after_a_capture_a_launch_of_re_routing_that_fails_is_an_error_still():
+    tokens, counts = torch.randn(4, 8).half().npu(), torch.tensor([[1, 3]], dtype=torch.int32)
+    captured(lambda: tokens + 1)
+    with pytest.raises(RuntimeError):
+        torch.ops.npu.npu_moe_re_routing(tokens, (counts * 2).npu())  # counts of more tokens than there are
+        torch.npu.synchronize()
+    assert torch.ops.npu.npu_moe_re_routing(tokens, counts.npu())[2].tolist() == [0, 1, 2, 3]
+
+
 def test_a_replay_after_an_input_was_resized_is_an_error():
     x, y = torch.ones(1000).npu(), torch.zeros(1000).npu()
     graph, _ = captured(lambda: (x + 1, y + 1))

@@ -463,16 +463,8 @@ SIM_API aclError aclnnMoeReRouting(void *workspace, uint64_t workspace_size, acl
 {
     (void)workspace;
     (void)workspace_size;
-    if (call == NULL)
-        return sim_fail(ACLNN_ERROR_NULLPTR, NAME ": executor is null");
-    aclError error = sim_check_stream(NAME, stream);
-    if (error == ACL_SUCCESS) {
-        error = sim_run_or_take(stream, &(sim_launch){NAME, run_call, free, call});
-    } else {
-        record_call(call, error);
-        aclDestroyAclOpExecutor(call);
-    }
+    aclError error = call == NULL ? ACL_SUCCESS : sim_check_stream(NAME, stream);
     if (error != ACL_SUCCESS)
-        sim_take_lock_back();
-    return error;
+        record_call(call, error); /* what runs is recorded when it has run */
+    return sim_launch_executor(NAME, run_call, call, stream);
 }
