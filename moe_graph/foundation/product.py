@@ -156,8 +156,8 @@ def unsupported(
     )
 
 
-def refusals(product: Product, tokens: Tensor, **asked: Any) -> list[str]:
-    """The same in words, H included; none for a call that is one launch of the kernel. `asked`: as `unsupported` takes."""
+def refusal(product: Product, tokens: Tensor, **asked: Any) -> str:
+    """The same in words, H included; "" for a call that is one launch of the kernel. `asked`: as `unsupported` takes."""
     lacks = unsupported(product, tokens, **asked)
     tokens_dtype = asked.get("tokens_dtype")
     hidden = tokens.shape[1] * (2 if tokens_dtype in (contract.FLOAT4_E2M1, contract.FLOAT4_E1M2) else 1)
@@ -168,4 +168,5 @@ def refusals(product: Product, tokens: Tensor, **asked: Any) -> list[str]:
         f"idx_type={asked.get('idx_type')}": lacks.scatter,
         f"expert_token_num_type={asked.get('expert_token_num_type')}": lacks.cumsum,
     }
-    return [what for what, is_refused in said.items() if is_refused]
+    found = [what for what, is_refused in said.items() if is_refused]
+    return f"the kernel of {product.name} serves no {', no '.join(found)}" if found else ""

@@ -161,6 +161,12 @@ def _named(call: Callable, operator: Operator, what: str) -> Callable:
     return call
 
 
+def qualname_of(overload: torch._ops.OpOverload) -> str:
+    """`Operator.qualname` of an operator of the dispatcher: "aten::add.Tensor", without a suffix for the default overload."""
+    schema = overload._schema
+    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+
+
 def is_defined(operator: Operator) -> bool:
     """Has anybody defined the operator's schema?"""
     return compat.schema_of(operator.qualname) is not None

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map
 
 from moe_graph import operators
 from moe_graph.foundation import contract
-from moe_graph.foundation.product import current_product, refusals
+from moe_graph.foundation.product import current_product, refusal
+from moe_graph.operators.declaration import qualname_of
 from moe_graph.planning.errors import PlanError
 
 _WITHOUT_VALUES = ("fake tensor", "FakeTensor", "meta tensor", "Meta tensor", "data-dependent", "no data")
@@ -30,7 +31,7 @@ class Served:
 
     def check(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], line: str) -> None:
         """Raises PlanError, with the line of the model, if the product does not serve this call. Under a FakeTensorMode."""
-        name = _name(function)
+        name = qualname_of(function)
         operator = operators.every().get(name)
         is_re_routing = name == contract.QUALNAME
         if not is_re_routing and (operator is None or operator.room == "communication"):
@@ -40,7 +41,7 @@ class Served:
             return
         self._asked.add(form)
         if is_re_routing:
-            refused = _lacking(args[0], kwargs) if self._captured else ""
+            refused = refusal(current_product(), args[0], **kwargs) if self._captured else ""
         else:
             refused = _refused(operator.reference, *tree_map(_on_cpu, (args, kwargs)))
         if refused:
@@ -55,18 +56,6 @@ def _refused(reference: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     except Exception:  # it asks for values, or torch has no implementation without them
         return ""
     return ""
-
-
-def _lacking(tokens: Tensor, asked: dict[str, Any]) -> str:
-    product = current_product()
-    found = refusals(product, tokens, **asked)
-    return f"the kernel of {product.name} serves no {', no '.join(found)}" if found else ""
-
-
-def _name(function: Any) -> str:
-    """The operator's name as it is declared: without the overload's if it is the default one."""
-    schema = function._schema
-    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else str(schema.name)
 
 
 def _described(value: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_graph.engine.registry import kernel
 from moe_graph.foundation import contract
-from moe_graph.foundation.product import current_product, refusals
+from moe_graph.foundation.product import current_product, refusal
 from moe_graph.re_routing.buffers import has_memory
 
 
@@ -52,10 +52,9 @@ def _gather_index(counts: Tensor, num_tokens: int) -> Tensor:
 
 def _check_product(tokens: Tensor, **asked: Any) -> None:
     """Raise ValueError for what the kernel of the product lowered for does not serve. Types of GE that travel as uint8 pass."""
-    product = current_product()
-    found = refusals(product, tokens.view(torch.int8) if tokens.dtype == torch.uint8 else tokens, **asked)
-    if found:
-        raise ValueError(f"the kernel of {product.name} serves no {', no '.join(found)}")
+    refused = refusal(current_product(), tokens.view(torch.int8) if tokens.dtype == torch.uint8 else tokens, **asked)
+    if refused:
+        raise ValueError(refused)
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:

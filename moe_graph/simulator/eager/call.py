@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.foundation import compat
+from moe_graph.operators.declaration import qualname_of
 from moe_graph.simulator.eager import random_numbers as eager_random
 from moe_graph.simulator.eager import record
 from moe_graph.simulator.eager.exceptions import (
@@ -50,7 +51,7 @@ class Operator:
 
     def __init__(self, overload: torch._ops.OpOverload, function: Callable[..., Any] | None = None) -> None:
         schema = overload._schema
-        qualified = qualified_name(overload)
+        qualified = qualname_of(overload)
         self.overload = overload
         self.function = with_tensors(overload) if function is None else _with_dtypes(function, schema)
         everywhere = qualified in ACROSS_DEVICES or _is_foreach_in_place(schema)
@@ -258,12 +259,6 @@ def _with_dtypes(function: Callable[..., Any], schema: torch._C.FunctionSchema) 
 def as_dtype(value: Any) -> Any:
     """The dtype of torch's number for it; what is no number stays as it is. Raises RuntimeError for a number torch has not."""
     return torch.ops.aten.empty([0], dtype=value).dtype if isinstance(value, int) else value
-
-
-def qualified_name(overload: torch._ops.OpOverload) -> str:
-    """ "aten::add.Tensor"; without a suffix for the default overload."""
-    schema = overload._schema
-    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
 
 
 class _Across(NamedTuple):

@@ -81,6 +81,9 @@ DIMENSIONS_CHECKED = frozenset(
 # Results that stay on the host, by their places.
 HOST_RESULTS = {"npu::npu_fusion_attention_v3": (4, 5)}
 
+# An argument, and the place of the result that torch_npu's adapter allocates as [0] without it; its fake implementation says [].
+EMPTY_WITHOUT = {"npu::npu_fusion_attention_grad_v3": ("sink", 4)}
+
 # Seed and offset are among their arguments, and torch_npu tags them as drawing all the same.
 GIVEN_SEED = frozenset({"npu::_npu_dropout_gen_mask.Tensor"})
 # They draw by a seed and an offset, which the NPU's generator gives if the caller does not and keep_prob leaves something to draw.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe_graph.foundation import compat
 from moe_graph.simulator.eager import random_numbers as eager_random
-from moe_graph.simulator.eager.exceptions import HOST_PARAMETERS
+from moe_graph.simulator.eager.exceptions import EMPTY_WITHOUT, HOST_PARAMETERS
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import borrowed_view, is_host_memory_of_device, npu_alias
 
@@ -130,11 +130,9 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
         return None  # it writes to tensors that it is given
     try:
         results = operator.overload(*metas, **kwargs)
-        if schema.name == "npu::npu_fusion_attention_grad_v3" and kwargs.get("sink") is None:
-            return (
-                *results[:4],
-                results[4].new_empty(0),
-            )  # torch_npu's fake implementation says [], its adapter allocates [0]
+        name, place = EMPTY_WITHOUT.get(schema.name, ("", 0))
+        if name and kwargs.get(name) is None:
+            results = (*results[:place], results[place].new_empty(0), *results[place + 1 :])
         return results
     except NotImplementedError as error:
         given = returned_as_written(schema, metas, kwargs)
