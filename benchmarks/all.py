@@ -43,13 +43,6 @@ def measured(script: str, quick: bool, limited: dict[str, str]) -> list[Row]:
     return [Row(**json.loads(line)) for line in found.stdout.splitlines() if line.startswith("{")]
 
 
-def _figure(row: Row | None) -> str:
-    if row is None:
-        return ""
-    text = f"{row.value:.2f} {row.unit}"
-    return f"[red]{text}[/red]" if row.is_over else text
-
-
 def main() -> int:
     """The table; 1 if a figure is above its limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,8 +58,9 @@ def main() -> int:
         for row in columns[0]:
             same = [column.get(row.what) for column in others]
             over += any(found is not None and found.is_over for found in (row, *same))
-            limit = "" if row.limit is None else f"{row.limit:g}"
-            table.add_row(row.what, _figure(row), *(_figure(found) for found in same), limit, row.detail)
+            table.add_row(
+                row.what, row.figure, *(found.figure if found else "" for found in same), row.asked, row.detail
+            )
         table.add_section()
     Console().print(table)
     print(f"{over} of {table.row_count} rows are above their limit")

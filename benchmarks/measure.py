@@ -38,6 +38,17 @@ class Row:
         """Is the figure, as it is printed, above its limit?"""
         return self.limit is not None and round(self.value, 2) > self.limit
 
+    @property
+    def figure(self) -> str:
+        """The figure as rich prints it, red above its limit."""
+        text = f"{self.value:.2f} {self.unit}"
+        return f"[red]{text}[/red]" if self.is_over else text
+
+    @property
+    def asked(self) -> str:
+        """The limit, "" if there is none."""
+        return "" if self.limit is None else f"{self.limit:g}"
+
 
 class Times:
     """Seconds of several calls, a sample of each in every round."""
@@ -102,9 +113,7 @@ def table(title: str, rows: Iterable[Row]) -> Table:
     """The lines as a table; what is above its limit is red."""
     made = Table("what", "figure", "limit", "times", title=title, title_justify="left")
     for row in rows:
-        figure = f"{row.value:.2f} {row.unit}"
-        limit = "" if row.limit is None else f"{row.limit:g}"
-        made.add_row(row.what, f"[red]{figure}[/red]" if row.is_over else figure, limit, row.detail)
+        made.add_row(row.what, row.figure, row.asked, row.detail)
     return made
 
 

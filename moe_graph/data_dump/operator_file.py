@@ -27,22 +27,11 @@ ND = 2
 _LENGTH = struct.Struct("<Q")
 _PACKAGE = "toolkit.dumpdata"
 # What of the messages is written or read here: field, number, type ("*": repeated). Others are skipped.
+_TENSOR = (("data_type", 1, "int32"), ("format", 2, "int32"), ("shape", 3, "Shape"))
 _MESSAGES = {
     "Shape": (("dim", 1, "uint64*"),),
-    "OpOutput": (
-        ("data_type", 1, "int32"),
-        ("format", 2, "int32"),
-        ("shape", 3, "Shape"),
-        ("size", 6, "uint64"),
-        ("original_shape", 7, "Shape"),
-    ),
-    "OpInput": (
-        ("data_type", 1, "int32"),
-        ("format", 2, "int32"),
-        ("shape", 3, "Shape"),
-        ("size", 5, "uint64"),
-        ("original_shape", 6, "Shape"),
-    ),
+    "OpOutput": (*_TENSOR, ("size", 6, "uint64"), ("original_shape", 7, "Shape")),
+    "OpInput": (*_TENSOR, ("size", 5, "uint64"), ("original_shape", 6, "Shape")),
     "DumpData": (
         ("version", 1, "string"),
         ("dump_time", 2, "uint64"),
