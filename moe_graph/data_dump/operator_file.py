@@ -22,6 +22,7 @@ from torch import Tensor
 
 from moe_graph.engine import dtypes
 from moe_graph.operators.ge import GeType
+from moe_graph.operators.quantization import int4
 
 ND = 2
 _LENGTH = struct.Struct("<Q")
@@ -114,7 +115,7 @@ def _added(descriptions: Any, tensor: Typed, path: Path) -> bytes:
         raise DataDumpError(f"{path}: GE has no number for {value.dtype}")
     flat = value.reshape(-1)
     if known.packed:
-        flat = dtypes.pack(torch.nn.functional.pad(flat, (0, flat.numel() % 2)))
+        flat = int4.in_bytes(torch.nn.functional.pad(flat, (0, flat.numel() % 2)))
     data = flat.view(torch.uint8).numpy().tobytes()
     described.data_type, described.size = known.proto, len(data)
     described.shape.dim.extend(value.shape)
@@ -131,7 +132,7 @@ def _stored(described: Any, data: bytes, path: Path) -> Stored:
     if shape != tuple(described.original_shape.dim) and described.original_shape.dim:
         return Stored(None, f"{words} of {list(described.original_shape.dim)}")
     flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    flat = dtypes.unpack(flat).reshape(-1) if known.packed else flat.view(known.torch)
+    flat = int4.of_bytes(flat) if known.packed else flat.view(known.torch)
     if flat.numel() < math.prod(shape):
         raise DataDumpError(f"{path}: {words} has {len(data)} bytes")
     return Stored(flat[: math.prod(shape)].reshape(shape), words)  # a device may store what it has padded

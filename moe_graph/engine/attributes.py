@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_graph.engine import dtypes
 from moe_graph.engine.errors import GraphError
+from moe_graph.operators.quantization import int4
 
 
 def decode(attribute: Any) -> Any:
@@ -62,7 +63,7 @@ def tensor(definition: Any) -> Tensor:
     # A copy: the tensor must outlive the message, and kernels may not find it read-only.
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if ge_type.packed:
-        return dtypes.unpack(raw).view(-1)[:elements].view(shape)
+        return int4.of_bytes(raw).view(-1)[:elements].view(shape)
     if ge_type.torch is torch.bool:
         return raw.ne(0).view(shape)  # any byte may come, torch's kernels expect 0 or 1
     return raw.view(ge_type.torch).view(shape)

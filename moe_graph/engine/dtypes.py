@@ -64,17 +64,3 @@ def from_ge(number: int) -> GeType:
 def from_proto(number: int) -> GeType | None:
     """The type with this number in the protobuf enum (descriptors); None if the descriptor leaves it open or it is not modelled."""
     return _BY_PROTO.get(number)
-
-
-def pack(elements: torch.Tensor) -> torch.Tensor:
-    """Half-byte elements [..., K], one per uint8, to bytes [..., K/2]."""
-    if elements.shape[-1] % 2:
-        raise ValueError(
-            f"the last dimension of a half-byte type must be even to pack, got shape {tuple(elements.shape)}"
-        )
-    return elements[..., 0::2] | (elements[..., 1::2] << 4)
-
-
-def unpack(data: torch.Tensor) -> torch.Tensor:
-    """Bytes [..., K] to half-byte elements [..., K, 2], one per uint8."""
-    return torch.stack((data & 0xF, data >> 4), dim=-1)

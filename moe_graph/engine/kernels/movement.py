@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_graph.engine import dtypes
 from moe_graph.engine.dtypes import GeType
 from moe_graph.engine.graph import Node
 from moe_graph.engine.registry import Tensors, kernel
-from moe_graph.operators.quantization import elements
+from moe_graph.operators.quantization import elements, int4
 
 
 @kernel("Cast")
@@ -39,10 +38,10 @@ def bitcast(x: Tensor, *, type: GeType, keep_dim: bool = False, node: Node) -> T
             x = x.unflatten(-1, (-1, ratio))
         if x.shape[-1] != ratio:
             raise ValueError(f"the last dimension must be {ratio} to become {type.name}, got shape {list(x.shape)}")
-        data = dtypes.pack(x) if packed_source else x.contiguous().view(torch.uint8)
+        data = int4.in_bytes(x) if packed_source else x.contiguous().view(torch.uint8)
         return data.contiguous().view(type.torch).squeeze(-1)
     data = x.contiguous().unsqueeze(-1)
-    narrow = dtypes.unpack(data.view(torch.uint8)).flatten(-2) if type.packed else data.view(type.torch)
+    narrow = int4.of_bytes(data.view(torch.uint8)) if type.packed else data.view(type.torch)
     return narrow.flatten(-2) if keep_dim else narrow
 
 

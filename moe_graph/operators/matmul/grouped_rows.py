@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.matmul.products import exact_product
 from moe_graph.operators.quantization import int4
-from moe_graph.operators.quantization.int8 import check_values
+from moe_graph.operators.quantization.int8 import check_values, is_running_sum
 from moe_graph.operators.quantization.trans_quant_param import unpacked
 
 CUMSUM, COUNT = 0, 1
@@ -27,7 +27,7 @@ def segments(check: Checks, group_list: Tensor, kind: int, groups: int, rows: in
     check.value("group_list_type", kind, (CUMSUM, COUNT))
     check.size(group_list.shape[0] == groups, "group_list", f"of E = {groups} groups", group_list)
     ends = group_list.cumsum(0) if kind == COUNT else group_list
-    valid = (ends.diff(prepend=ends.new_zeros(1)) >= 0).all() & (ends[-1] <= rows)
+    valid = is_running_sum(ends) & (ends[-1] <= rows)
     check_values(check, "group_list", group_list, valid, f"groups of x's {rows} rows")
     start = 0
     for group, end in enumerate(ends.tolist()):

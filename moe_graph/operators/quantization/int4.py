@@ -29,7 +29,9 @@ def unpacked(words: Tensor) -> Tensor:
 
 
 def in_bytes(codes: Tensor) -> Tensor:
-    """Codes of four bits, one in each uint8 [..., K], K even -> two to a byte [..., K / 2]."""
+    """Codes of four bits, one in each uint8 [..., K] -> two to a byte [..., K / 2]. Raises ValueError if K is odd."""
+    if codes.shape[-1] % 2:
+        raise ValueError(f"the last dimension of a half-byte type must be even to pack, got shape {tuple(codes.shape)}")
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
