@@ -102,6 +102,12 @@ REFUSED = {
     "aten::add": lambda q: q + q,
     "aten::topk": lambda q: q.topk(1),
     "quantized::mul": lambda q: torch.ops.quantized.mul(q, q, 1.0, 0),
+    # torch's own errors of these do not say which operator it is
+    "aten::eq.Scalar": lambda q: q == 1.0,
+    "aten::lt.Scalar": lambda q: q < 0.0,
+    "aten::mean.dim": lambda q: q.mean(1),
+    "aten::mul.Tensor": lambda q: q * 2.0,
+    "aten::convolution_overrideable": lambda q: torch.nn.functional.conv2d(q[None, None], q[None, None]),
 }
 
 

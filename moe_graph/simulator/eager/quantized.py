@@ -1,7 +1,9 @@
 """Quantised tensors (qint8, quint8, qint32) on the NPU, as torch_npu has them: what it moves by kernels of CANN is moved here by torch.
 
 torch_npu registers 21 operators for them: they are made, read, viewed, copied, dequantised, flipped and added; any other is torch's
-"Could not run ... with arguments from the 'Quantizednpu' backend", on a device too.
+"Could not run ... with arguments from the 'Quantizednpu' backend", on a device too. Where torch stumbles over the dtype before it
+looks for a kernel, and its error does not name the operator ("promoteTypes with quantized numbers", "convolution_overrideable not
+implemented"), it is the same error here.
 """
 
 from __future__ import annotations
@@ -62,6 +64,16 @@ def _copy_from(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return copy
 
 
+def _refused(qualified: str) -> Callable[..., Tensor]:
+    def refuse(*args: object, **kwargs: object) -> Tensor:
+        raise NotImplementedError(
+            f"Could not run '{qualified}' with arguments from the 'Quantizednpu' backend: torch_npu has no kernel of it for quantised "
+            "tensors; dequantize() them first"
+        )
+
+    return refuse
+
+
 def install(aten: torch.library.Library) -> None:
     """Register them over torch_npu's. A torch_npu that has no quantised tensors stays without."""
     own = native.kernel_below("aten::_copy_from", KEY) if _is_registered("aten::_copy_from") else None
@@ -71,6 +83,12 @@ def install(aten: torch.library.Library) -> None:
     for name, function in functions.items():
         if _is_registered(f"aten::{name}"):
             aten.m.impl(name, KEY, compat.untraced(function))
+    structured = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeExplicitAutogradNonFunctional")
+    # what works out a dtype before it asks for a kernel
+    for qualified in (*structured, "aten::convolution_overrideable"):
+        space, _, name = qualified.partition("::")
+        if space == "aten" and not _is_registered(qualified):
+            aten.m.impl(name, KEY, compat.untraced(_refused(qualified)))
 
 
 def _is_registered(qualified: str) -> bool:
