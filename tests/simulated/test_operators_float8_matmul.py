@@ -439,6 +439,82 @@ def test_finalize_routing(kinds):
     check(routed, args, [y.float()], modes=modes, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["K-C", "MX", "MX turned", "T-C", "T-C to hifloat8"])
+def test_transposed_batches(kind):
+    rows, batch, inner, columns = (2, 3, 512, 128) if kind == "K-C" else (2, 3, 128, 5)
+    turned, of = kind == "MX turned", "hifloat8" if "T-C" in kind else "e4m3"
+    number = NUMBERS.get(of)
+    x1, left = quantised(of, rows, batch, inner, seed=1)
+    x2, right = quantised(of, *((batch, columns, inner) if turned else (batch, inner, columns)), seed=2)
+    right = right.transpose(1, 2) if turned else right
+    sizes = None
+    if "MX" in kind:
+        codes1, factors1 = e8m0(rows, batch, 2, 2, seed=3)
+        codes2, factors2 = e8m0(*((batch, columns, 2, 2) if turned else (batch, 2, columns, 2)), seed=4)
+        of_k = factors2.transpose(1, 2) if turned else factors2
+        scales, sizes = [codes.view(torch.float8_e8m0fnu) for codes in (codes1, codes2)], [0, 1, 32]
+    else:
+        scales = [random(1 if of == "hifloat8" else rows, seed=3), random(columns, seed=4)]
+        factors = list(scales)
+        if of == "hifloat8":
+            scales[1] = torch_npu.npu_trans_quant_param(scales[1].npu()).cpu()
+            factors[1] = (scales[1] & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
+    y = torch.zeros(rows, batch, columns, dtype=torch.float64)
+    for m in range(rows):
+        for b in range(batch):
+            for start in range(0, inner, 32):
+                part, at = slice(start, start + 32), (start // 64, start // 32 % 2)
+                product = left[m, b, part].double() @ right[b, part].double()
+                if "MX" in kind:
+                    product *= factors1[m, b, at[0], at[1]] * of_k[b, at[0], :, at[1]]
+                else:
+                    product *= factors[0][m if of == "e4m3" else 0].double() * factors[1].double()
+                y[m, b] += product
+    dtype = torch_npu.hifloat8 if "to" in kind.split() else torch.bfloat16
+
+    def product(x1, x2, scale1, scale2):
+        return torch_npu.npu_transpose_quant_batchmatmul(
+            x1,
+            x2,
+            dtype=dtype,
+            x1_scale=scale1,
+            x2_scale=scale2,
+            group_sizes=sizes,
+            perm_x1=[1, 0, 2],
+            perm_x2=[0, 2, 1] if turned else [0, 1, 2],
+            perm_y=[1, 0, 2],
+            x1_dtype=number,
+            x2_dtype=number,
+        )
+
+    modes = {"K-C": ("eager", "static"), "MX turned": ("eager", "dynamic"), "T-C to hifloat8": ("eager", "static")}
+    if dtype is torch.bfloat16:
+        wanted, tolerance = y.bfloat16(), dict(rtol=2**-7, atol=2**-7)
+    else:  # the nearest of all values, as the table of codes has them
+        codes = torch.arange(256, dtype=torch.uint8)
+        values = torch_npu.npu_dtype_cast(codes.npu(), torch.float32, torch_npu.hifloat8).cpu().double().nan_to_num(1e9)
+        wanted, tolerance = codes[(y.unsqueeze(-1) - values).abs().argmin(-1)], {}
+    check(product, [x1, x2, *scales], [wanted], modes=modes.get(kind, ("eager",)), **tolerance)
+
+
+def test_transposed_batches_refused(product):
+    x1, x2 = torch.ones(2, 3, 64).to(torch.float8_e4m3fn).npu(), torch.ones(3, 64, 5).to(torch.float8_e4m3fn).npu()
+    for given, message in (
+        (dict(), "x2_scale must be given"),
+        (dict(x2_scale=torch.ones(5).npu()), "x2 must be of K = 512 and N = 128"),
+        (dict(perm_y=[0, 1, 2]), r"perm_y must be one of \[1, 0, 2\]"),
+        (dict(bias=torch.ones(5).npu()), "bias must be None"),
+        (dict(batch_split_factor=3), "batch_split_factor must be one of None, 1"),
+        (dict(x2_scale=torch.ones(5).npu(), group_sizes=[1, 1, 32]), "group_sizes must be None or 0"),
+        (dict(dtype=torch.float32), "dtype must be float16, bfloat16 or torch_npu.hifloat8"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch_npu.npu_transpose_quant_batchmatmul(x1, x2, **{"dtype": torch.float16, **given})
+    product("A3")
+    with pytest.raises(RuntimeError, match="only Ascend 950 has it"):
+        torch_npu.npu_transpose_quant_batchmatmul(x1, x2, torch.float16, x2_scale=torch.ones(5).npu())
+
+
 def test_integers_on_ascend_950():
     """torchair lowers them to QuantBatchMatmulV4 there."""
     x1, left = quantised("int8", 3, 20, seed=1)

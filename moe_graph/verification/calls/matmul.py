@@ -64,6 +64,13 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
             Call((packed, codes, _E4M3, _FLOAT4, _E8M0), {"x_scale_dtype": _E8M0}, undefined=(2, 3), product="950")
         ],
         "npu_transpose_batchmatmul": [Call((r.floats(4, 8, 128), r.floats(4, 128, 64)))],
+        "npu_transpose_quant_batchmatmul": [
+            Call(
+                (r.floats(8, 4, 512).to(element), r.floats(4, 512, 128).to(element), _BFLOAT16),
+                {"x1_scale": r.scales(8), "x2_scale": r.scales(128)},
+                product="950",
+            )
+        ],
         "npu_linear": [Call((x, r.floats(64, 128), r.floats(64)))],
         "npu_linear_backward": [Call((r.floats(8, 64), x, r.floats(64, 128)))],
         "npu_fused_matmul": [
