@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import torch_npu
 import torchair
 from torchair.configs.compiler_config import CompilerConfig
 
@@ -234,6 +235,7 @@ def test_tensors_over_addresses_of_the_device(dtype):
     tensors = torchair.llm_datadist.create_npu_tensors((2, 3), dtype, [first.data_ptr(), second.data_ptr()])
     for tensor, memory in zip(tensors, (first, second), strict=True):
         assert tensor.device == memory.device and tensor.dtype == dtype
+        assert torch_npu.get_npu_format(tensor) == 2  # ND: torch's own storages have no place for it
         assert torch.equal(tensor.cpu(), memory.cpu().view(2, 3))
     tensors[0].zero_()
     assert not first.any() and second.any()

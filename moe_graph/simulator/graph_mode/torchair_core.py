@@ -291,8 +291,11 @@ def _as_torch_tensors(shape: Sequence[int], data_type: int, addresses: Sequence[
     dtype = _OF_TORCH.get(TorchDataType(data_type))
     if dtype is None:
         return 1, []
+    import torch_npu
+
     device, size = torch.device("npu", torch.npu.current_device()), math.prod(shape) * dtype.itemsize
-    memory = [torch._C._construct_storage_from_data_pointer(address, device, size) for address in addresses]
+    # torch_npu's own function, not torch's of this name: an NPU tensor's storage is larger than torch's, by its format.
+    memory = [torch_npu._C._construct_storage_from_data_pointer(address, device, size) for address in addresses]
     return 0, [torch.empty(0, dtype=dtype, device=device).set_(block, 0, tuple(shape)) for block in memory]
 
 
