@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_graph.engine import graph, stand_ins
+from moe_graph.definitions import known
+from moe_graph.engine import dtypes, graph, stand_ins
 from moe_graph.engine.errors import GraphError, KernelError
 from moe_graph.engine.graph import Node, Plan
 from moe_graph.foundation import survey
@@ -160,9 +161,20 @@ def _execute(node: Node, values: dict[tuple[int, int], Tensor], plan: Plan) -> l
         if described.fx_name and described.type is not None and result.dtype != described.type.torch:
             raise KernelError(
                 f"{node}: output {described.name!r} must be {described.type.name}, the kernel returned {result.dtype} "
-                f"on {_describe(node, fed)}"
+                f"on {_describe(node, fed)}{_outside_of_the_definition(node, fed)}"
             )
     return results
+
+
+def _outside_of_the_definition(node: Node, fed: list[Tensor | None]) -> str:
+    """The first input of a dtype that GE's definition of the type does not list: then the converter is wrong and not the kernel."""
+    definition = known.find(node.type)
+    ports = {port.name: port.dtypes for port in definition.inputs} if definition else {}
+    for described, value in zip(node.inputs, fed):
+        allowed = ports.get(described.name, ())
+        if value is not None and allowed and value.dtype not in [t.torch for t in dtypes.TYPES if t.name in allowed]:
+            return f": GE's definition takes {', '.join(allowed)} for {described.name!r}, the converter hands over another type"
+    return ""
 
 
 def compute(node: Node, fed: Sequence[Tensor | None]) -> list[Tensor]:

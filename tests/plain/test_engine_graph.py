@@ -268,6 +268,15 @@ def test_a_result_of_another_dtype_than_torchair_described_is_refused():
         load_model(graph.serialized()).run([torch.ones(3)])
 
 
+def test_a_dtype_that_the_definition_lacks_is_told_where_the_result_is_of_another_dtype():
+    """As torchair lowers torch.linspace(0, 1, 5): the ends are whole numbers, the result is not."""
+    graph = Graph()
+    ends = {"start": graph.const(0), "stop": graph.const(1), "num": graph.const(5)}
+    graph.output(graph.node("LinSpace", **ends, outputs=[("output", torch.float32)], fx_name="linspace.OUTPUT.0"))
+    with pytest.raises(KernelError, match="GE's definition takes DT_FLOAT, DT_DOUBLE for 'start', the converter"):
+        load_model(graph.serialized()).run([])
+
+
 @pytest.mark.parametrize("control", [False, True])
 def test_a_very_deep_chain(control):
     graph, depth = Graph(), 10_000
