@@ -202,6 +202,60 @@ def test_products_added(kind):
     check(copied, args, [wanted, y], modes=("eager", "dynamic") if kind == "e4m3" else ("eager",), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["e4m3", "hifloat8"])
+@pytest.mark.parametrize("sizes", [[0, 40, 0, 70], [64, 32, 1, 3]])
+def test_grouped_products_added(kind, sizes):
+    """Groups along K that are empty, that begin inside of a pair of blocks, and rows behind the last."""
+    rows, inner, columns, groups = 3, 130, 5, len(sizes)
+    x1, left = quantised(kind, inner, rows, seed=1)
+    x2, right = quantised(kind, inner, columns, seed=2)
+    y, is_mx, number = random(groups, rows, columns, seed=5), kind == "e4m3", NUMBERS.get(kind)
+    if is_mx:
+        (scale1, factors1), (scale2, factors2) = (e8m0(130 // 64 + groups, n, 2, seed=n) for n in (rows, columns))
+    else:
+        scale1, scale2 = random(groups, seed=3), random(groups, columns, seed=4)
+    expected, start = y.double().clone(), 0
+    for group, size in enumerate(sizes):
+        for k in range(start, start + size):
+            product = torch.outer(left[k], right[k]).double()
+            if is_mx:
+                place, half = start // 64 + group + (k - start) // 64, (k - start) // 32 % 2
+                product *= torch.outer(factors1[place, :, half], factors2[place, :, half])
+            else:
+                product *= scale1[group].double() * scale2[group].double()
+            expected[group] += product
+        start += size
+    given = {
+        f"x{n}{part}_dtype": value
+        for n in (1, 2)
+        for part, value in (("", number), ("_scale", E8M0 if is_mx else None))
+    }
+    kind_of_list = 1 if sizes[0] else 0
+    groups_given = torch.tensor(sizes) if kind_of_list else torch.tensor(sizes).cumsum(0)
+
+    def added(y, x1, x2, scale1, scale2, groups):
+        return torch_npu.npu_add_quant_gmm_(
+            y, x1.t(), x2, scale2, groups, x1_scale=scale1, group_list_type=kind_of_list, **given
+        )
+
+    def copied(y, x1, x2, scale1, scale2, groups):
+        return torch_npu.npu_add_quant_gmm(
+            y, x1.t(), x2, scale2, groups, x1_scale=scale1, group_list_type=kind_of_list, **given
+        )
+
+    args, wanted = [y, x1, x2, scale1, scale2, groups_given], expected.float()
+    modes = ("eager", "static") if is_mx == bool(kind_of_list) else ("eager",)
+    check(added, args, [wanted, wanted], modes=modes, rtol=1e-5, atol=1e-5)
+    check(
+        copied,
+        args,
+        [wanted, y],
+        modes=("eager", "dynamic") if modes[1:] and is_mx else ("eager",),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
 def rounded_to_blocks(values):
     """npu_dynamic_mx_quant of float32 values, which a test of its own holds to its document."""
     whole = torch.cat((values, torch.zeros(len(values), -values.shape[1] % 32)), 1).view(len(values), -1, 32)

@@ -26,9 +26,12 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
     narrow = r.int4(4, 128, 32)
     element = getattr(torch, "float8_e4m3fn", torch.uint8)
     left, right = r.floats(8, 128).to(element), r.floats(128, 64).to(element)
-    blocks = {"x1_scale": r.e8m0(8, 2, 2), "x1_scale_dtype": _E8M0, "x2_scale_dtype": _E8M0}
+    types = {"x1_scale_dtype": _E8M0, "x2_scale_dtype": _E8M0}
+    blocks = {"x1_scale": r.e8m0(8, 2, 2), **types}
     packed = r.numbers(256, 2, 64, 64, dtype=torch.uint8).transpose(1, 2)
     codes = r.e8m0(2, 64, 2, 2).transpose(1, 2)
+    matrices = r.floats(2, 8, 64, dtype=torch.float32)
+    groups_added = (matrices, left, right, r.e8m0(4, 64, 2), torch.tensor([64, 128]))
     combined = {
         "scale": r.scales(4, 256),
         "pertoken_scale": r.scales(8),
@@ -56,6 +59,8 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
         "npu_add_quant_matmul_": [
             Call((r.floats(8, 64, dtype=torch.float32), left, right, r.e8m0(2, 64, 2)), blocks, product="950")
         ],
+        "npu_add_quant_gmm": [Call(groups_added, {"x1_scale": r.e8m0(4, 8, 2), **types}, product="950")],
+        "npu_add_quant_gmm_": [Call(groups_added, {"x1_scale": r.e8m0(4, 8, 2), **types}, product="950")],
         "npu_weight_quant_batchmatmul": [
             Call((x, weight, r.scales(64).half())),
             Call((x, r.int4(128, 8), r.scales(64).half())),
