@@ -395,3 +395,90 @@ def test_grouped_matmul_to_int8(with_offset):
             split_item=3,
             output_dtype=torch.float16,
         )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("form", ["int4 rows", "int8 rows", "int8 rows, offset"])
+def test_grouped_matmul_of_integers_by_int4(form, parts):
+    """Rows of int4 and of int8, an empty group, and a row of nobody."""
+    torch.manual_seed(9)
+    rows, inner, groups, sizes, of_int4 = 6, 32, 3, [2, 0, 3], form == "int4 rows"
+    with_offset = "offset" in form
+    x = torch.randint(-8, 8, (rows, inner)) if of_int4 else int8(rows, inner)
+    weight = torch.randint(-8, 8, (groups, inner, N))
+    scale, tokens = torch.rand(groups, 1 if with_offset else parts, N) / 50, torch.rand(rows)
+    offset = torch.randn(groups, 1, N) if with_offset else None
+    bias = torch.zeros(groups, N)
+    for e in range(groups):
+        for k in range(inner):
+            bias[e] += 8 * weight[e, k] * scale[e, k * scale.shape[1] // inner]
+    dtype = torch.float16 if with_offset or parts == 1 else torch.bfloat16
+    expected, row = torch.zeros(rows, N, dtype=torch.float64), 0
+    for e, size in enumerate(sizes):
+        for row in range(row, row + size):  # noqa: B020
+            for k in range(inner):
+                factor = scale[e, k * scale.shape[1] // inner].double()
+                zero = offset[e, 0].double() if with_offset else 0.0
+                expected[row] += int(x[row, k]) * (weight[e, k] * factor + zero) * float(tokens[row])
+        row = row + 1 if size else row
+    words = scale.view(torch.int32).long() & 0xFFFFFFFF
+    given = packed(x) if of_int4 else x
+    kind = 0 if of_int4 and parts == 2 else 1
+    listed = torch.tensor(sizes) if kind else torch.tensor(sizes).cumsum(0)
+
+    def product(x, weight, scale, tokens, bias, offset, groups):
+        return torch_npu.npu_grouped_matmul(
+            [x],
+            [weight],
+            scale=[scale],
+            per_token_scale=[tokens],
+            bias=None if of_int4 else [bias],
+            offset=None if offset is None else [offset],
+            group_list=groups,
+            group_type=0,
+            split_item=3,
+            group_list_type=kind,
+            output_dtype=dtype,
+        )[0]
+
+    args = [given, packed(weight), words[:, 0] if of_int4 and parts == 1 else words, tokens, bias, offset, listed]
+    modes = ("eager", "static") if (parts == 2) == of_int4 else ("eager",)
+    check(product, args, [expected.to(dtype)], modes=modes, rtol=2**-7, atol=2**-6)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (dict(scale=None), "scale must be given"),
+        (dict(bias=None), "bias must be given"),
+        (dict(per_token_scale=None), "per_token_scale must be given"),
+        (dict(output_dtype=None), "output_dtype must be torch.float16 or torch.bfloat16"),
+        (dict(act_type=1), "act_type must be one of 0"),
+        (dict(group_type=-1, split_item=0, group_list=None), "group_type must be 0"),
+        (dict(scale=[torch.ones(E, 3, N, dtype=torch.int64)]), "scale must be of shape"),
+        (dict(group_list=torch.tensor([5, 5])), "group_list must be non-negative sizes"),
+    ],
+)
+def test_grouped_matmul_by_int4_refused(changed, message):
+    given = dict(
+        scale=[torch.ones(E, 1, N, dtype=torch.int64)],
+        bias=[torch.ones(E, N)],
+        per_token_scale=[torch.ones(M)],
+        group_list=torch.tensor([1, 2]),
+        group_type=0,
+        split_item=3,
+        group_list_type=1,
+        output_dtype=torch.float16,
+    )
+    given.update(changed)
+    on_device = {
+        name: [t.npu() for t in value]
+        if isinstance(value, list)
+        else value.npu()
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in given.items()
+    }
+    words = torch.zeros(E, K, N // 8, dtype=torch.int32)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        torch_npu.npu_grouped_matmul([int8(M, K).npu()], [words.npu()], **on_device)

@@ -11,8 +11,8 @@
 
 Sources: the operator's page in the torch_npu documentation; the documents of aclnnGroupedMatmulV4 and V5; torch_npu's fake
 implementation for shapes and dtypes. Accumulation is float32 (exact for int8), rounded once. Rows of x beyond the last group, which
-a padded buffer has, are 0 here and not written on a device. Not served: int4 weights of an int8 or int4 x. The types of Ascend 950:
-`grouped_matmul_float8`.
+a padded buffer has, are 0 here and not written on a device. Integers by weights of int4: `grouped_matmul_int4`. The types of Ascend
+950: `grouped_matmul_float8`.
 
 The groups are separate products, so the fallback reads group_list on the host: on a device other than the CPU that is one
 synchronization. The gradient is made of the operator itself and reads nothing.
@@ -29,7 +29,7 @@ from torch import Tensor
 from moe_graph.operators import dtypes
 from moe_graph.operators.declaration import declare
 from moe_graph.operators.ge import GeKernel, Planned, Tensors
-from moe_graph.operators.matmul import grouped_matmul_float8, products, scaled_operands
+from moe_graph.operators.matmul import grouped_matmul_float8, grouped_matmul_int4, products, scaled_operands
 from moe_graph.operators.matmul.grouped_matmul_checks import (
     ACTIVATIONS,
     COUNT,
@@ -58,6 +58,8 @@ def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list
         if options.weight_dtype == 296 and x[0].shape[-1] not in (inner, 2 * inner):
             columns = 2 * columns  # two to a byte along N
         return [x[0].new_empty((x[0].shape[0], columns), dtype=dtype)]
+    if grouped_matmul_int4.is_int4(x, weight):
+        return [grouped_matmul_int4.result(x, weight, options)]
     weight = _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
@@ -97,6 +99,8 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
         kinds = grouped_matmul_float8.names(x, weight, options)
         matrices = [scaled_operands.carried(matrix, kinds[1]) for matrix in weight]
         return _of_float8([scaled_operands.carried(matrix, kinds[0]) for matrix in x], matrices, kinds, options)
+    if grouped_matmul_int4.is_int4(x, weight):
+        return grouped_matmul_int4.grouped(x, weight, options, _segments)
     weight = _whole(x, weight)
     form = check_arguments(x, weight, options)
     if form.axis is Axis.COLUMNS:
@@ -313,6 +317,21 @@ def _ge_grouped_matmul(
             output_dtype=dtypes.to_number(_GE_FLOAT8_DTYPES[dtype]),
         )
         return _of_float8(x, weight, kinds, options)
+    of_int4 = x[0].dtype == torch.uint8  # as the engine carries it
+    if of_int4 or (x[0].dtype == torch.int8 and weight[0].dtype in (torch.uint8, torch.int32)):
+        options = Options(
+            bias=_given(bias),
+            scale=_given(scale),
+            offset=_given(offset),
+            per_token_scale=None if per_token_scale is None else [per_token_scale],
+            group_list=group_list,
+            split_item=split_item,
+            group_type=group_type,
+            group_list_type=group_list_type,
+            act_type=act_type,
+            output_dtype=dtypes.to_number(_GE_DTYPES[dtype]),
+        )
+        return grouped_matmul_int4.compute(int4.of_carrier(x[0]), of_int4, weight[0], options, _segments)
     listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
     return grouped_matmul(
         x,
