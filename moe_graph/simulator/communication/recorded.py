@@ -48,10 +48,9 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
         finally:
             _checking.on = False
         weak_args, weak_kwargs = _weak((args, kwargs))
-        work = RecordedWork(f"hccl::{name}", checked, stream)
-        start = functools.partial(method, self, *weak_args, **weak_kwargs)
-        captured.record(stream, work.name, functools.partial(work.begin_replayed, start), tensors, [])
-        return work
+        replayed = _Replayed(functools.partial(method, self, *weak_args, **weak_kwargs), checked.call.place)
+        captured.record(stream, f"hccl::{name}", replayed.begin, tensors, [])
+        return RecordedWork(f"hccl::{name}", checked, stream, replayed)
 
     return communicate
 
@@ -68,28 +67,34 @@ def _checked(issue: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork
     return only_check
 
 
+class _Replayed:
+    """What the graph keeps of a communication. Not the handle, which keeps the results: their memory may be used again in the graph."""
+
+    def __init__(self, start: Callable[[], SimulatedWork], captured_at: place.Place) -> None:
+        self._start, self._captured_at = start, captured_at
+        self._work: SimulatedWork | None = None
+
+    def begin(self) -> None:
+        with place.replayed(self._captured_at):
+            self._work = self._start()
+
+    def wait(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+
+
 class RecordedWork(SimulatedWork):
     """The handle of a recorded communication: to wait for it, on the captured stream, is recorded as well."""
 
-    def __init__(self, name: str, checked: SimulatedWork, stream: int) -> None:
+    def __init__(self, name: str, checked: SimulatedWork, stream: int, replayed: _Replayed) -> None:
         super().__init__(checked.call, checked.result())
         super().wait()
-        self.name = name
-        self._stream = stream
-        self._replayed: SimulatedWork | None = None
-
-    def begin_replayed(self, start: Callable[[], SimulatedWork]) -> None:
-        with place.replayed(self.call.place):
-            self._replayed = start()
+        self._name, self._stream, self._replayed = name, stream, replayed
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008  a timedelta is immutable
         if captured.is_special() and captured.state(self._stream) == captured.CAPTURED:
-            captured.record(self._stream, f"{self.name} (wait)", self._wait_for_replayed, [], [])
+            captured.record(self._stream, f"{self._name} (wait)", self._replayed.wait, [], [])
         return True
-
-    def _wait_for_replayed(self) -> None:
-        if self._replayed is not None:
-            self._replayed.wait()
 
 
 def _tensors(value: Any) -> list[Tensor]:
