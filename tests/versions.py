@@ -44,3 +44,8 @@ def opcheck(*args, **kwargs) -> None:
     """`torch.library.opcheck`, which came with torch 2.4: skips before it."""
     need("library.opcheck")
     torch.library.opcheck(*args, **kwargs)
+
+
+def lowers_products_of_vectors() -> bool:
+    """Does torchair lower `v @ v`? It does not lower aten.dot, which torch makes of it where torch_npu has no matmul of its own (2.9)."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("aten::matmul", "PrivateUse1")
