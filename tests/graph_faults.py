@@ -22,8 +22,9 @@ STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
 
 def errors(graph: Any) -> list[Any]:
     """The errors of a GraphDef: of its nodes, or, where they have none, of its shapes."""
-    of_nodes = [finding for finding in check_graph(from_definition(graph)) if finding.severity == ERROR]
-    return of_nodes or check_shapes(graph)
+    checks = (lambda: check_graph(from_definition(graph)), lambda: check_shapes(graph))
+    found = ([finding for finding in check() if finding.severity == ERROR] for check in checks)
+    return next(filter(None, found), [])
 
 
 def unknown_type(node: Any) -> bool:

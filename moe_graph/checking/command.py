@@ -21,7 +21,11 @@ def main(argv: Sequence[str]) -> int:
         return 1
     from moe_graph.checking.declared import ConverterCheck
 
-    found = [value for value in vars(given_module.load(options.module)).values() if isinstance(value, ConverterCheck)]
+    try:
+        module = given_module.load(options.module)
+    except given_module.MissingError as error:
+        parser.error(str(error))
+    found = [value for value in vars(module).values() if isinstance(value, ConverterCheck)]
     if not found:
         print(f"moe_graph: {options.module} holds no ConverterCheck", file=sys.stderr)
         return 2

@@ -101,7 +101,7 @@ class _Check:
     def row(self, check: str, sample: Sample | str, run: Callable[[], str]) -> bool:
         """One check: `run` returns what is wrong, or raises it."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(record=True):  # torchair sets filters of its own, before which this one goes
                 warnings.simplefilter("ignore")
                 fault = run()
         except Exception as error:
@@ -254,8 +254,8 @@ def _difference(got: list[Any], want: list[Any], tolerances: _Tolerances) -> str
 
 def _nodes(definition: Any) -> str:
     """The first error of the graph's nodes against their definitions, or of the shapes that they describe."""
-    errors = [finding for finding in check_graph(from_definition(definition)) if finding.severity == ERROR]
-    errors += check_shapes(definition)
+    found = check_graph(from_definition(definition)) + check_shapes(definition)
+    errors = [finding for finding in found if finding.severity == ERROR]
     return f"{errors[0].node}: {errors[0].text}" if errors else ""
 
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from moe_graph.checking.finding import ERROR, Finding
+from moe_graph.checking.finding import ERROR, NOTE, Finding
 from moe_graph.dumps.model import Descriptor, Graph
 from moe_graph.dumps.reading_definition import from_definition
 from moe_graph.engine import graph as planning
@@ -40,19 +40,24 @@ Slot = tuple[int, int]
 def check_shapes(definition: Any) -> list[Finding]:
     """What the kernels of the host engine give that is not what the graph describes.
 
-    A node is left out where a size that it reads is not known before the run, where its result's shape depends on values, and where the
-    engine has no kernel for it. A shape is compared exactly at the graph's outputs, and by its number of elements within the graph, where
-    torchair puts views off.
+    A node is left out where a size that it reads is not known before the run, where its result's shape depends on values, and, with a
+    note, where the engine has no kernel that takes it. A shape is compared exactly at the graph's outputs, and by its number of elements
+    within the graph, where torchair puts views off.
 
     Args:
         definition: a GraphDef.
     """
     described = from_definition(definition)
+    found: list[Finding] = []
+
+    def left_out(node: Node, error: GraphError) -> None:
+        reason = str(error).splitlines()[0].removeprefix(f"{node}: ")
+        found.append(Finding(NOTE, str(node), f"the shapes of its results are not checked: {reason}"))
+
     try:
-        plan = planning.plan(definition)
+        plan = planning.plan(definition, unbound=left_out)
     except GraphError as error:
         return [Finding(ERROR, described.name, str(error))]
-    found: list[Finding] = []
     # Kernels run outside of the mode, where constants keep their values: sizes and axes are read from them.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _quiet(), torch.no_grad():
@@ -91,6 +96,8 @@ def _quiet() -> Iterator[None]:
 
 def _run(node: Node, values: dict[Slot, Tensor], found: list[Finding]) -> list[Tensor] | None:
     """What the kernel gives on fake tensors; None if it cannot be told."""
+    if node.kernel is None:
+        return None
     fed = [None if slot is None else values.get(slot) for slot in node.slots]
     if any(slot is not None and value is None for slot, value in zip(node.slots, fed)):
         return None

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(argv[:1]).command
     if needs_torch(argv):
         before_torch(argv)
-        _whole()
+        whole()
     function = importlib.import_module(COMMANDS[command].module).main
     if command == "run":
         return function(argv[1:])
@@ -89,8 +89,8 @@ def before_torch(argv: Sequence[str]) -> None:
         importlib.import_module(COMMANDS[argv[0]].module).before_torch(argv[1:])
 
 
-def _whole() -> None:
-    """Run the package's `__init__`, which the console script has put off."""
+def whole() -> None:
+    """Run the package's `__init__`, which the console script has put off: torch can be imported after it, also without CANN."""
     package = sys.modules["moe_graph"]
     if not hasattr(package, "register"):
         spec = package.__spec__

@@ -158,6 +158,7 @@ def _draw(name: str, graph: Graph, path: Path) -> bool:
 
 def _checked(paths: Sequence[str], graphs: list[Graph]) -> bool:
     """Print what the checks find; is there an error? They import torch, and stand above this room: by their name."""
+    importlib.import_module("moe_graph.commands.table").whole()
     return bool(importlib.import_module("moe_graph.checking.dumps").show(paths, graphs))
 
 

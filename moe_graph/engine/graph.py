@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,11 +117,17 @@ def parse(serialized: bytes) -> Any:
     return model.graph[0]
 
 
-def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
+def plan(
+    graph: Any,
+    source_lines: Mapping[str, str] | None = None,
+    unbound: Callable[[Node, GraphError], None] | None = None,
+) -> Plan:
     """Plan a GraphDef. Raises GraphError that names the node: unknown type, missing input, cycle, duplicate name, no NetOutput.
 
-    `source_lines` tells for an FX node's name the line of the user's program it came from; errors quote it.
+    `source_lines` tells for an FX node's name the line of the user's program it came from; errors quote it. `unbound` is told of a node
+    that no kernel takes, in place of the error; in a survey it is noted.
     """
+    unbound = unbound or (_survey if survey.is_on() else None)
     nodes = [_node(index, op) for index, op in enumerate(graph.op)]
     by_name: dict[str, Node] = {}
     for node in nodes:
@@ -146,9 +152,10 @@ def plan(graph: Any, source_lines: Mapping[str, str] | None = None) -> Plan:
             try:
                 _bind(node, op)
             except GraphError as error:
-                if not survey.is_on():
+                if unbound is None:
                     raise
-                _survey(node, error)
+                node.kernel = None
+                unbound(node, error)
             order.append(index)
     for node, op in zip(nodes, graph.op):
         if node.type in DATA_TYPES:
@@ -343,7 +350,6 @@ def _bind(node: Node, op: Any) -> None:
 
 def _survey(node: Node, error: GraphError) -> None:
     """Note what is lacking; the evaluator answers for the node with stand-ins."""
-    node.kernel = None
     if registry.get(node.type) is None:
         taken = ", ".join(f"{desc.name} {desc.type.name if desc.type else ''}".strip() for desc in node.inputs)
         survey.found(survey.GE_TYPE, node.type, f"takes {taken}", node.line)

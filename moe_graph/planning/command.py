@@ -175,9 +175,10 @@ def _function(place: str | None) -> Callable[..., Any]:
     source, _, name = (place or "").rpartition(":")
     if not source or not name:
         raise PlanError(f"what is to be planned must be FILE:FUNCTION, such as model.py:build, got {place!r}")
-    if source.endswith(".py") and not os.path.exists(source):
-        raise PlanError(f"there is no file {source!r}")
-    found = getattr(given_module.load(source), name, None)
+    try:
+        found = getattr(given_module.load(source), name, None)
+    except given_module.MissingError as error:
+        raise PlanError(str(error)) from None
     if not callable(found):
         raise PlanError(f"{source} has no function {name!r}")
     return found

@@ -1,7 +1,9 @@
-"""Plugin packages: what installed packages name under `moe_graph.plugins` is imported when the simulated device has started."""
+"""Plugin packages: what installed packages name under `moe_graph.plugins` is imported when the simulated device has started, and
+before `inspect --check` looks at a graph."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from typing import Any
 
@@ -12,8 +14,9 @@ class PluginError(RuntimeError):
     """An installed plugin cannot be imported."""
 
 
+@functools.cache
 def load() -> list[str]:
-    """Import each plugin; call it, if it is a function. Returns their names.
+    """Import each plugin, once in a process; call it, if it is a function. Returns their names.
 
     Raises PluginError, which names the plugin and its package, if one fails.
     """

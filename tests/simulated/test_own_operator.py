@@ -34,6 +34,39 @@ def test_the_example_is_checked_by_the_command(tmp_path):
     assert done.returncode == 0 and "own_operator.scale_rows.default: passed" in done.stdout, done.stdout + done.stderr
 
 
+def dumped(ge_type):
+    """A text dump of one node with x [4, 8] and scale [4]."""
+    data = "".join(
+        f"""op {{ name: "{name}" type: "Data" attr {{ key: "index" value {{ i: {index} }} }}
+        output_desc {{ name: "y" dtype: DT_FLOAT shape {{ {shape} }} }} }}\n"""
+        for index, (name, shape) in enumerate({"x": "dim: 4 dim: 8", "scale": "dim: 4"}.items())
+    )
+    return (
+        data
+        + f"""op {{ name: "own" type: "{ge_type}" input: "x:0" input: "scale:0"
+        input_desc {{ name: "x" }} input_desc {{ name: "scale" }} output_desc {{ name: "y" dtype: DT_FLOAT shape {{ dim: 4 dim: 8 }} }} }}
+        op {{ name: "out" type: "NetOutput" input: "own:0" input_desc {{ name: "input0" }} }}"""
+    )
+
+
+def test_a_dump_is_checked_in_a_shell_with_the_types_of_installed_plugins(tmp_path):
+    """Where torch_npu lies without CANN, `import torch` alone fails: nothing has started the device here."""
+    for ge_type in ("ScaleRows", "MoeRoute"):
+        (tmp_path / f"dynamo_original_graph_{ge_type}.txt").write_text(dumped(ge_type))
+    (tmp_path / "dynamo_original_graph_captured.py").write_text(
+        'class GraphModule(torch.nn.Module):\n    def forward(self, x: "f32[4]"):\n'
+        '        add: "f32[4]" = torch.ops.aten.add.Tensor(x, 1);  x = None\n        return (add,)\n'
+    )
+    done = run(
+        ["moe_graph", "inspect", "--check", str(tmp_path)], "own_operator", own_operator.EXAMPLE, tmp_path / "site"
+    )
+    assert done.returncode == 1 and not done.stderr, done.stderr
+    assert "own (MoeRoute): no GE type of this name is known" in done.stdout
+    assert "graph_MoeRoute, original: 4 nodes, 1 errors, 1 notes" in done.stdout  # not checked: its shapes
+    assert "graph_ScaleRows, original: 4 nodes, 0 errors, 0 notes\n" in done.stdout, done.stdout
+    assert "not checked: a captured graph is not given to GE" in done.stdout
+
+
 def test_the_example_is_the_template_filled_in():
     """What the two have in common is written once: only the operator's meaning, its samples and the README differ."""
     text = "scale_rows(Tensor x, Tensor scale, Tensor? bias=None, float factor=1.0) -> Tensor"
