@@ -46,6 +46,9 @@ NAMES = [
     "distribute_barrier",
     "all_to_all_quant_matmul",
     "quant_matmul_all_to_all",
+    "alltoallv_quant_gmm MX",
+    "alltoallv_quant_gmm hifloat8",
+    "quant_gmm_alltoallv MX",
 ]
 
 

@@ -25,7 +25,7 @@ from moe_graph.operators.matmul.grouped_matmul import grouped_matmul
 from moe_graph.re_routing.index import gather_index
 
 
-def _both_counts(
+def both_counts(
     send_counts: Sequence[int], recv_counts: Sequence[int], ranks: int, experts: int
 ) -> tuple[Tensor, Tensor]:
     """The counts as int64 [ranks, experts]."""
@@ -40,10 +40,24 @@ def _both_counts(
     return send.view(ranks, experts), receive.view(ranks, experts)
 
 
-def _group(hcom: str, ep_world_size: int, given: tuple[Tensor | None, ...]) -> dist.ProcessGroup:
+def ep_group(hcom: str, ep_world_size: int, given: tuple[Tensor | None, ...]) -> dist.ProcessGroup:
+    """The group of this name, of ep_world_size ranks; `given`: the counts as tensors, which are not served."""
     if any(tensor is not None for tensor in given):
         raise NotImplementedError("send_counts_tensor and recv_counts_tensor are not supported, they must be None")
     return process_group.of_size(hcom, ep_world_size, "ep_world_size")
+
+
+def to_experts(x: Tensor, send: Tensor, receive: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Rows of x [sum(send), ...] by rank and expert, sent -> [sum(receive), ...] in expert order."""
+    received = process_group.all_to_all(x, send.sum(1).tolist(), receive.sum(1).tolist(), group)
+    return received[gather_index(receive, len(received))]
+
+
+def to_ranks(products: Tensor, send: Tensor, receive: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Rows [sum(send), ...] in expert order, sent back to their ranks -> [sum(receive), ...]"""
+    by_rank = torch.empty_like(products)
+    by_rank[gather_index(send, int(send.sum()))] = products
+    return process_group.all_to_all(by_rank, send.sum(1).tolist(), receive.sum(1).tolist(), group)
 
 
 def _experts(x: Tensor, weight: Tensor, sizes: Tensor, transposed: bool) -> Tensor:
@@ -75,10 +89,9 @@ def alltoallv_gmm(
     comm_mode: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """gmm_y, mm_y, permute_out; the last two None where they are not asked for."""
-    group = _group(hcom, ep_world_size, (send_counts_tensor, recv_counts_tensor))
-    send, receive = _both_counts(send_counts, recv_counts, ep_world_size, len(gmm_weight))
-    received = process_group.all_to_all(gmm_x, send.sum(1).tolist(), receive.sum(1).tolist(), group)
-    routed = received[gather_index(receive, len(received))]
+    group = ep_group(hcom, ep_world_size, (send_counts_tensor, recv_counts_tensor))
+    send, receive = both_counts(send_counts, recv_counts, ep_world_size, len(gmm_weight))
+    routed = to_experts(gmm_x, send, receive, group)
     y = _experts(routed, gmm_weight, receive.sum(0), trans_gmm_weight)
     return y, _shared(mm_x, mm_weight, trans_mm_weight), routed if permute_out_flag else None
 
@@ -100,13 +113,10 @@ def gmm_alltoallv(
     comm_mode: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y and mm_y; the latter None where it is not asked for."""
-    group = _group(hcom, ep_world_size, (send_counts_tensor, recv_counts_tensor))
-    send, receive = _both_counts(send_counts, recv_counts, ep_world_size, len(gmm_weight))
+    group = ep_group(hcom, ep_world_size, (send_counts_tensor, recv_counts_tensor))
+    send, receive = both_counts(send_counts, recv_counts, ep_world_size, len(gmm_weight))
     products = _experts(gmm_x, gmm_weight, send.sum(0), trans_gmm_weight)
-    by_rank = torch.empty_like(products)
-    by_rank[gather_index(send, int(send.sum()))] = products
-    y = process_group.all_to_all(by_rank, send.sum(1).tolist(), receive.sum(1).tolist(), group)
-    return y, _shared(mm_x, mm_weight, trans_mm_weight)
+    return to_ranks(products, send, receive, group), _shared(mm_x, mm_weight, trans_mm_weight)
 
 
 def _ge_alltoallv_grouped_mat_mul(

@@ -7,6 +7,8 @@ import torch.distributed as dist
 import torch_npu
 import torchair
 
+import moe_graph
+
 dist.init_process_group("hccl")
 RANK, SIZE = dist.get_rank(), dist.get_world_size()
 torch.npu.set_device(RANK % torch.npu.device_count())
@@ -177,6 +179,126 @@ check(
     ),
     [x8, w8, s8, t8.float()],
     [torch.cat([y[:, COLUMNS * RANK : COLUMNS * (RANK + 1)] for y in whole]).float()],
+)
+
+# As Ascend 950 has them: MX, whose scales travel with the rows, and hifloat8, one scale a rank.
+moe_graph.set_product("950")
+HIFLOAT8, E8M0 = torch_npu.hifloat8, torch_npu.float8_e8m0fnu
+
+
+def bytes_of(rank, *shape, salt, low=0, high=256):
+    generator = torch.Generator().manual_seed(1000 * salt + rank)
+    return torch.randint(low, high, shape, generator=generator, dtype=torch.uint8)
+
+
+def of_hifloat8(codes):
+    return torch_npu.npu_dtype_cast(codes.npu(), torch.float32, HIFLOAT8).cpu().double()
+
+
+def spread(codes, axis):
+    """Scales in pairs [..., n, ..., 2] -> one for each element along `axis`."""
+    factors = 2.0 ** (codes.double() - 127)
+    return factors.movedim(-1, axis + 1).flatten(axis, axis + 1).repeat_interleave(32, axis)
+
+
+PLACES = WIDTH // 64
+
+
+def narrow_rows(rank, salt):
+    """A rank's rows, their scales, and both multiplied, of as many rows as it sends."""
+    rows = total(rank) if salt == 15 else sum(sum(COUNTS[s][rank]) for s in range(SIZE))
+    x, scale = float8(rank, rows, WIDTH, salt=salt), bytes_of(rank, rows, PLACES, 2, salt=salt + 1, low=124, high=130)
+    return x, scale, x.double() * spread(scale, 1)
+
+
+weights8 = float8(RANK, EXPERTS, WIDTH, OUT, salt=17)
+weight_scales = bytes_of(RANK, EXPERTS, PLACES, OUT, 2, salt=18, low=124, high=130)
+
+
+def matrices_of(rank):
+    scales = bytes_of(rank, EXPERTS, PLACES, OUT, 2, salt=18, low=124, high=130)
+    return float8(rank, EXPERTS, WIDTH, OUT, salt=17).double() * spread(scales, 1)
+
+
+def cut(rows, rank):
+    flat = [count for row in COUNTS[rank] for count in row]
+    parts = iter(rows.split(flat))
+    return {(r, e): next(parts) for r in range(SIZE) for e in range(EXPERTS)}
+
+
+def received(salt, which):
+    """What of every rank's rows comes here, a list by expert."""
+    return [torch.cat([cut(narrow_rows(s, salt)[which], s)[RANK, e] for s in range(SIZE)]) for e in range(EXPERTS)]
+
+
+products8 = torch.cat([rows @ matrices_of(RANK)[e] for e, rows in enumerate(received(15, 2))]) / 64
+x8, scale8, _ = narrow_rows(RANK, 15)
+modes = dict(gmm_x_quant_mode=6, gmm_weight_quant_mode=6, gmm_x_scale_dtype=E8M0, gmm_weight_scale_dtype=E8M0)
+check(
+    "alltoallv_quant_gmm MX",
+    lambda x, w, s, t: [
+        y / 64 if y.dtype == torch.bfloat16 else y.float()
+        for y in torch_npu.npu_alltoallv_quant_gmm(
+            x, w, s, t, NAME, SIZE, send, receive, torch.bfloat16, permute_out_flag=True, **modes
+        )
+        if y is not None
+    ],
+    [x8, weights8, scale8, weight_scales],
+    [products8.bfloat16(), torch.cat(received(15, 0)).float()],
+)
+tt = dict.fromkeys(("gmm_x_quant_mode", "gmm_weight_quant_mode", "mm_x_quant_mode", "mm_weight_quant_mode"), 1)
+tt.update(dict.fromkeys(("gmm_x_dtype", "gmm_weight_dtype", "mm_x_dtype", "mm_weight_dtype"), HIFLOAT8))
+codes = {s: bytes_of(s, total(s), WIDTH, salt=20, low=8, high=48) for s in range(SIZE)}  # positive ones, near 1
+weight_codes = bytes_of(RANK, EXPERTS, WIDTH, OUT, salt=21, low=8, high=48)
+mm_codes = bytes_of(RANK, 3, WIDTH, salt=22, low=8, high=48), bytes_of(RANK, WIDTH, OUT, salt=23, low=8, high=48)
+ones = [torch.tensor([1 / (32 + RANK)]), torch.tensor([1 / 64])]
+by_expert = [torch.cat([cut(codes[s], s)[RANK, e] for s in range(SIZE)]) for e in range(EXPERTS)]
+of_codes = torch.cat([of_hifloat8(rows) @ of_hifloat8(weight_codes[e]) for e, rows in enumerate(by_expert)])
+check(
+    "alltoallv_quant_gmm hifloat8",
+    lambda x, w, s, t, mx, mw: torch_npu.npu_alltoallv_quant_gmm(
+        x,
+        w,
+        s,
+        t,
+        NAME,
+        SIZE,
+        send,
+        receive,
+        torch.float16,
+        mm_x=mx,
+        mm_weight=mw,
+        mm_x_scale=s,
+        mm_weight_scale=t,
+        mm_y_dtype=torch.bfloat16,
+        **tt,
+    )[:2],
+    [codes[RANK], weight_codes, *ones, *mm_codes],
+    [
+        (of_codes * ones[0] * ones[1]).half(),
+        (of_hifloat8(mm_codes[0]) @ of_hifloat8(mm_codes[1]) * ones[0] * ones[1]).bfloat16(),
+    ],
+)
+
+
+def sent_back8(rank):
+    """The products of a rank's rows in expert order, by (owner, expert)."""
+    sizes = [COUNTS[s][rank][e] for e in range(EXPERTS) for s in range(SIZE)]
+    parts = iter(narrow_rows(rank, 25)[2].split(sizes))
+    return {(s, e): next(parts) @ matrices_of(rank)[e] for e in range(EXPERTS) for s in range(SIZE)}
+
+
+x8, scale8, _ = narrow_rows(RANK, 25)
+check(
+    "quant_gmm_alltoallv MX",
+    lambda x, w, s, t: (
+        torch_npu.npu_quant_gmm_alltoallv(
+            x, w, s, t, NAME, SIZE, receive, send, torch.bfloat16, comm_quant_mode=0, **modes
+        )[0]
+        / 64
+    ),
+    [x8, weights8, scale8, weight_scales],
+    [(torch.cat([sent_back8(r)[RANK, e] for r in range(SIZE) for e in range(EXPERTS)]) / 64).bfloat16()],
 )
 dist.barrier()
 dist.destroy_process_group()
