@@ -1,5 +1,7 @@
 """The files of a data dump: `TIME/DEVICE/GRAPH/NUMBER/RUN/TYPE.OPERATOR.TASK.STREAM.MICROSECONDS`, as GE lays them out.
 
+NUMBER counts graphs from 1, RUN from 0.
+
 Source: CANN's description of the dump's folders and the reader of msprobe (torchair_acc_cmp.py).
 """
 

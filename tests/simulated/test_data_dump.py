@@ -50,7 +50,7 @@ def test_each_operator_of_each_run_is_dumped(tmp_path, dumps):
     assert product.outputs[0].value.dtype == torch.bfloat16
     assert first["Add"].outputs[0].value.tolist() == [[3, 4], [7, 12]]
     parts = places[0].path.relative_to(tmp_path).parts  # TIME/DEVICE/GRAPH/NUMBER/RUN/file
-    assert len(parts) == 6 and parts[1] == "0" and parts[2].startswith("graph_") and parts[3:5] == ("0", "0")
+    assert len(parts) == 6 and parts[1] == "0" and parts[2].startswith("graph_") and parts[3:5] == ("1", "0")
 
 
 def test_runs_and_operators_are_chosen(tmp_path, dumps):

@@ -79,7 +79,7 @@ class Writer:
 
     def __call__(self, plan: Plan, values: Mapping[tuple[int, int], Tensor]) -> Callable[[Node, list[Tensor]], None]:
         with self._lock:
-            _, number, runs = self._runs.setdefault(id(plan), (plan, len(self._runs), itertools.count()))
+            _, number, runs = self._runs.setdefault(id(plan), (plan, 1 + len(self._runs), itertools.count()))
             run = next(runs)
         chosen, tasks = self.settings, itertools.count()
         if chosen is None or not _is_run(chosen, plan.name, run):
