@@ -342,6 +342,14 @@ def test_training_compiles():
 
 
 X, W, GROUPS = random((4, 3), FLOAT32, 0), random((2, 3, 5), FLOAT32, 0), torch.tensor([1, 4])
+
+
+def test_a_call_without_a_tensor_is_a_runtime_error_too_as_without_this_package():
+    for kind in (ValueError, NotImplementedError):
+        with pytest.raises(kind, match="x and weight must be lists with a tensor in them, got 0 tensors"):
+            call([], [], split_item=0)
+
+
 X8, W8 = random((4, 3), torch.int8, 0), random((2, 3, 5), torch.int8, 0)
 ROWS = {"group_type": 0, "split_item": 3, "group_list": GROUPS}
 

@@ -67,6 +67,10 @@ class Axis(enum.Enum):
     COLUMNS = enum.auto()
 
 
+class NoTensorsError(NotImplementedError, ValueError):
+    """Refused as any argument, and what torch's dispatcher raises of a call without a tensor where this package is not imported."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A valid call. `stacked`: the one weight is [G, K, N]. `joined`: the output is one tensor."""
@@ -84,6 +88,8 @@ class Form:
 
 def check_arguments(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> Form:
     """The form of the call. Raises ValueError on what the operator's document excludes or the fallback does not serve."""
+    if not x and not weight:
+        raise NoTensorsError(check.message("x and weight", "lists with a tensor in them", "0 tensors"))
     for name, tensors in (("x", x), ("weight", weight)):
         if not 1 <= len(tensors) <= MAX_TENSORS:
             check.refuse(name, f"a list of 1 to {MAX_TENSORS} tensors", f"{len(tensors)} tensors")
