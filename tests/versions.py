@@ -23,6 +23,13 @@ def need_torch(*version: int) -> None:
         pytest.skip(f"needs torch {'.'.join(map(str, version))}")
 
 
+def need_operator(*names: str) -> None:
+    """Skip this test where torch_npu has not all of these operators of npu."""
+    missing = [name for name in names if compat.schema_of(f"npu::{name}") is None]
+    if missing:
+        pytest.skip(f"this torch_npu has no {' and no '.join(missing)}")
+
+
 def need_argument(operator: torch._ops.OpOverload, name: str) -> None:
     """Skip this test where the operator is that of a torch_npu which gives it no such argument."""
     if not compat.has_argument(operator, name):

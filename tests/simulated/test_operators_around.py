@@ -83,6 +83,7 @@ def test_a_loader_with_workers_and_pinned_memory():
 
 @pytest.mark.parametrize("place", [None, "cpu", "npu:0"])
 def test_save_and_load(place):
+    need_torch(2, 13)  # that of 2.8 loads no strides
     file, saved = (
         io.BytesIO(),
         {"view": torch.arange(6.0).npu().view(2, 3).t(), "parameter": nn.Parameter(torch.ones(2).npu())},

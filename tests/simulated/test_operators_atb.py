@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch_npu
 
+from versions import need_operator
+
 RNG = np.random.default_rng(0)
 HALF = dict(rtol=2**-9, atol=2**-11)
 
@@ -52,6 +54,7 @@ def by_sequence(added=None, seen=None):
 
 
 def test_flash_attention_without_and_with_a_mask():
+    need_operator("_npu_flash_attention_v3")
     lengths = torch.tensor(LENGTHS, dtype=torch.int32)
     out = torch.empty(8, 4, 3, dtype=torch.float16).npu()
     torch_npu._npu_flash_attention_unpad(npu(QUERY), npu(KEY), npu(VALUE), lengths, 0.4, 4, 2, out)

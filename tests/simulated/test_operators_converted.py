@@ -7,6 +7,7 @@ import torch
 import torch_npu
 
 from everywhere import check
+from versions import need_operator
 
 
 def int8(*shape: int) -> torch.Tensor:
@@ -143,6 +144,7 @@ def test_moe_update_expert(mode, pruned):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_masked_causal_conv1d(masked):
+    need_operator("npu_masked_causal_conv1d")
     torch.manual_seed(5)
     x, weight = torch.randn(5, 2, 4).half(), torch.randn(3, 4).half()
     mask = torch.rand(2, 5) > 0.3 if masked else None

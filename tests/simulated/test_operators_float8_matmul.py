@@ -5,6 +5,8 @@ import torch
 import torch_npu
 
 from everywhere import check, results
+from moe_graph.foundation import compat
+from versions import need_argument, need_operator, need_torch
 
 FLOAT4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 E8M0 = torch_npu.float8_e8m0fnu
@@ -199,7 +201,9 @@ def test_products_added(kind):
 
     args, wanted = [y, x1, x2, codes1, codes2], expected.float()
     check(added, args, [wanted, wanted], modes=("eager", "static"), rtol=1e-5, atol=1e-5)
-    check(copied, args, [wanted, y], modes=("eager", "dynamic") if kind == "e4m3" else ("eager",), rtol=1e-5, atol=1e-5)
+    # torchair of 2.8 lowers the copying form to the other one.
+    in_graph = kind == "e4m3" and compat.TORCH >= (2, 13)
+    check(copied, args, [wanted, y], modes=("eager", "dynamic") if in_graph else ("eager",), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["e4m3", "hifloat8"])
@@ -243,6 +247,7 @@ def test_grouped_products_added(kind, sizes):
             y, x1.t(), x2, scale2, groups, x1_scale=scale1, group_list_type=kind_of_list, **given
         )
 
+    need_operator("npu_add_quant_gmm")
     args, wanted = [y, x1, x2, scale1, scale2, groups_given], expected.float()
     modes = ("eager", "static") if is_mx == bool(kind_of_list) else ("eager",)
     check(added, args, [wanted, wanted], modes=modes, rtol=1e-5, atol=1e-5)
@@ -327,6 +332,7 @@ def test_grouped_swiglu(kind):
 
 @pytest.mark.parametrize("kind", ["e4m3", "float4", "per token"])
 def test_grouped_swiglu_in_a_graph(kind):
+    need_torch(2, 13)  # the fake implementation of 2.8 fails on these types
     of = {"float4": "float4"}.get(kind, "e4m3")
     x, _ = quantised(of, 5, 80, seed=1)
     weight, _ = quantised(of, 2, 80, 128, seed=2)
@@ -436,6 +442,7 @@ def test_weights_packed_as_float4(transposed):
 
 
 def test_weight_quant_preprocess():
+    need_operator("npu_weight_quant_preprocess")
     weight = torch.randint(0, 256, (2, 6, 32), dtype=torch.uint8).transpose(1, 2)
     codes = e8m0(2, 6, 1, 2)[0].transpose(1, 2)
     types = dict(x_dtype=torch.float8_e4m3fn, weight_dtype=torch_npu.float4_e2m1fn_x2, x_scale_dtype=E8M0)
@@ -495,6 +502,7 @@ def test_finalize_routing(kinds):
 
 @pytest.mark.parametrize("kind", ["K-C", "MX", "MX turned", "T-C", "T-C to hifloat8"])
 def test_transposed_batches(kind):
+    need_argument(torch.ops.npu.npu_transpose_quant_batchmatmul.default, "x1_dtype")
     rows, batch, inner, columns = (2, 3, 512, 128) if kind == "K-C" else (2, 3, 128, 5)
     turned, of = kind == "MX turned", "hifloat8" if "T-C" in kind else "e4m3"
     number = NUMBERS.get(of)

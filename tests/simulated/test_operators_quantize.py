@@ -8,6 +8,7 @@ import torch_npu
 
 from everywhere import check
 from moe_graph.conformance import converters
+from versions import need_operator
 
 
 def packed(values: torch.Tensor) -> torch.Tensor:
@@ -222,6 +223,7 @@ def test_gelu_quant(approximate, mode):
 
 @pytest.mark.parametrize("number", [torch.int8, torch.quint4x2])
 def test_rotate_quant(number):
+    need_operator("npu_rotate_quant")
     torch.manual_seed(9)
     x, rotation, high = torch.randn(3, 16).bfloat16(), torch.randn(8, 8).bfloat16(), 127 if number == torch.int8 else 7
     x[1] = 0
@@ -275,10 +277,21 @@ def test_forms_that_are_not_served_are_named():
         torch_npu.npu_swiglu_quant(x, dst_type=torch.quint4x2)
 
 
+# These read and write windows of device memory, whose layout no public document has.
+BY_ADDRESS = (
+    "attention_to_ffn",
+    "attention_worker_scheduler",
+    "ffn_to_attention",
+    "ffn_worker_scheduler",
+    "npu_attention_worker_combine",
+    "npu_ffn_worker_batching",
+)
+OF_OLDER_VERSIONS = ("kv_quant_sparse_flash_attention_pioneer", "quant_all_reduce", "quant_reduce_scatter")
+
+
 def test_the_table_of_torchairs_converters():
     rows = converters.table()
     assert rows["npu_anti_quant"] == ({"AscendAntiQuantV2", "Bitcast", "Mul", "Reshape", "Shape"}, set())
     assert rows["npu_prefetch"][0]  # written as a custom_op
     assert not rows["quantized"][1] and not rows["npu_dynamic_quant"][1]
-    complete = sum(not missing for _, missing in rows.values())
-    assert complete >= 117, f"{complete} of {len(rows)} files"
+    assert {name for name, (_, missing) in rows.items() if missing} <= {*BY_ADDRESS, *OF_OLDER_VERSIONS}

@@ -7,6 +7,7 @@ import torch
 import torch_npu
 
 from everywhere import check
+from versions import need_torch
 
 M, K, N, E = 3, 64, 16, 2
 
@@ -102,6 +103,8 @@ def quantized_swiglu(c: torch.Tensor, smooth: torch.Tensor) -> tuple:
 def test_grouped_matmul_swiglu_quant(version, kind):
     if version == 1 and kind == 1:
         pytest.skip("version 1 takes running sums alone")
+    if kind == 1:
+        need_torch(2, 13)  # the fake implementation of 2.8 fails
     torch.manual_seed(2)
     sizes = [2, 0, 3]
     x, weight, x_scale = int8(6, 32), int8(3, 32, N), torch.rand(6) / 100
