@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_graph.planning import communication, flops, traffic
+from moe_graph.planning import captured_attention, communication, flops, traffic
 from moe_graph.planning.served import Served
 
 
@@ -128,8 +128,11 @@ class _Watch(TorchDispatchMode):
             self.result.steps.append(self._step)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        if captured_attention.is_workspace(func):
+            return torch.empty(0, dtype=torch.uint8, device=args[0].device)
+        func, kwargs, result = captured_attention.as_called(func, kwargs or {})
+        if result is None:
+            result = func(*args, **kwargs)
         step = self._step
         self._served.check(func, args, kwargs, step.line)
         operations = flops.count(func, args, kwargs, result)

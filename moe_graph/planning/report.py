@@ -22,6 +22,7 @@ _WIDTH = 140
 _MOST = 12  # rows of a table of nodes
 _PARTS = ("parameters", "buffers", "caches", "inputs", "results")
 _WORDS = {"caches": "key/value caches", "results": "results of nodes at the peak"}
+_CAPTURED = "exact, but for what kernels work in"
 _OF_GE = "of the graph as torchair hands it over: GE adds workspace and alignment, and may fuse nodes"
 
 
@@ -108,7 +109,7 @@ def show(plan: Plan) -> None:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table(f"memory of the device ({'exact' if plan.mode == CAPTURED else _OF_GE})", "", "bytes", "")
+    table = _table(f"memory of the device ({_CAPTURED if plan.mode == CAPTURED else _OF_GE})", "", "bytes", "")
     for part in _PARTS:
         size = getattr(plan.memory, part)
         table.add_row(_WORDS.get(part, part), str(size), bytes_in_words(size))

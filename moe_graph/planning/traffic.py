@@ -15,6 +15,7 @@ _SCATTERING = frozenset(
     "index_put index_put_ index_copy index_copy_ scatter scatter_ scatter_update scatter_update_ npu_scatter_nd_update "
     "npu_scatter_nd_update_".split()
 )
+_MAKING_ROOM = frozenset("empty empty_like empty_strided new_empty new_empty_strided".split())
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -39,11 +40,14 @@ def is_view(operator: torch._ops.OpOverload) -> bool:
 
 
 def read_and_written(operator: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
-    """Bytes of the operands, and of the results; of tables that are looked up or written in places, those of the places. 0 of a view.
+    """Bytes of the operands, and of the results; of tables that are looked up or written in places, those of the places.
+
+    0 of a view, and of memory that is only made.
 
     Of a cache that an operator writes tokens into nothing is counted: which places, the values say.
     """
-    if is_view(operator):
+    name = operator._schema.name.partition("::")[2]
+    if is_view(operator) or name in _MAKING_ROOM:
         return 0, 0
     kept = caches(operator, args, kwargs)
     places, shapes = {id(value) for value in kept}, [value.shape for value in kept]
@@ -51,7 +55,6 @@ def read_and_written(operator: torch._ops.OpOverload, args: Any, kwargs: Any, re
     results = [value for value in tensors(result) if value.shape not in shapes]
     if not results and not written_to(operator, args, kwargs):
         return 0, 0  # a question about a tensor
-    name = operator._schema.name.partition("::")[2]
     if name in _PICKING and operands:
         return total(results) + total(operands[1:]), total(results)
     if name in _SCATTERING and operands:

@@ -6,6 +6,7 @@ import resource
 
 import pytest
 import torch
+import torch_npu
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -83,6 +84,21 @@ def test_fake_module_converted_by_the_program_keeps_its_ties():
         model = Model().to(torch.bfloat16).to("npu")
         assert model.first.weight is model.second.weight and model.first.weight.dtype == torch.bfloat16
         assert model.first.weight.device.type == "npu" and model.first.weight.fake_mode is mode
+
+
+def test_an_attention_that_is_captured_costs_what_it_costs_in_a_graph_of_ge():
+    """torchair captures it as a workspace and a form that writes to given tensors, which have no fake implementation."""
+
+    def attention(q, kv):
+        return torch_npu.npu_fused_infer_attention_score_v2(
+            q, kv, kv, num_query_heads=2, input_layout="BSH", softmax_scale=0.25, actual_seq_kvlen=[5, 9]
+        )[0]
+
+    arguments = described([torch.ones(2, 1, 32).half(), torch.ones(2, 12, 32).half()])
+    captured, lowered = (moe_graph.plan(attention, *arguments, mode=mode) for mode in ("reduce-overhead", None))
+    steps = [step for step in captured.steps if "npu_fused_infer_attention_score_v2.out" in step.type]
+    assert captured.flops == lowered.flops > 0
+    assert captured.moved == steps[0].moved == sum(2 * x.numel() for x in arguments) + 2 * arguments[0].numel()
 
 
 def test_dumps_of_every_kind(tmp_path):

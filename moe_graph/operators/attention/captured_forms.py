@@ -50,3 +50,14 @@ FIRST_WORKSPACE_OPERATOR = of_torch_npu("_npu_fused_infer_attention_score_get_ma
 SECOND_WORKSPACE_OPERATOR = of_torch_npu("_npu_fused_infer_attention_score_v2_get_max_workspace", workspace)
 THIRD_WORKSPACE_OPERATOR = of_torch_npu("_npu_fusion_attention_v3_get_max_workspace", workspace)
 GRADIENT_WORKSPACE_OPERATOR = of_torch_npu("_npu_fusion_attention_grad_v3_get_max_workspace", workspace)
+
+OUTS = frozenset(one.qualname for one in (FIRST_OUT_OPERATOR, SECOND_OUT_OPERATOR))
+WORKSPACES = frozenset(
+    one.qualname
+    for one in (
+        FIRST_WORKSPACE_OPERATOR,
+        SECOND_WORKSPACE_OPERATOR,
+        THIRD_WORKSPACE_OPERATOR,
+        GRADIENT_WORKSPACE_OPERATOR,
+    )
+)
