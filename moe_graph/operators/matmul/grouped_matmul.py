@@ -317,7 +317,8 @@ def _ge_grouped_matmul(
             output_dtype=dtypes.to_number(_GE_FLOAT8_DTYPES[dtype]),
         )
         return _of_float8(x, weight, kinds, options)
-    of_int4 = x[0].dtype == torch.uint8  # as the engine carries it
+    # As the engine carries it; torchair of 2.8 leaves it packed.
+    of_int4 = x[0].dtype in (torch.uint8, torch.int32)
     if of_int4 or (x[0].dtype == torch.int8 and weight[0].dtype in (torch.uint8, torch.int32)):
         options = Options(
             bias=_given(bias),
@@ -331,7 +332,8 @@ def _ge_grouped_matmul(
             act_type=act_type,
             output_dtype=dtypes.to_number(_GE_DTYPES[dtype]),
         )
-        return grouped_matmul_int4.compute(int4.of_carrier(x[0]), of_int4, weight[0], options, _segments)
+        rows = int4.unpacked(x[0]) if x[0].dtype == torch.int32 else int4.of_carrier(x[0])
+        return grouped_matmul_int4.compute(rows, of_int4, weight[0], options, _segments)
     listed = group_list.tolist() if group_type == -1 and group_list is not None else group_list
     return grouped_matmul(
         x,

@@ -25,6 +25,8 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
         "npu_fast_gelu": [Call((x,))],
         "fast_gelu": [Call((x,))],
         "npu_fast_gelu_backward": [Call((dy, x))],
+        "npu_mish": [Call((x,))],
+        "npu_mish_backward": [Call((dy, x))],
         "npu_silu": [Call((x,))],
         "npu_silu_": [Call((x,))],
         "npu_silu_backward": [Call((dy, x, torch.nn.functional.silu(x)))],

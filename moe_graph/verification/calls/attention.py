@@ -52,6 +52,10 @@ def _dense(r: Inputs) -> dict[str, list[Call]]:
         "npu_incre_flash_attention": [Call((one, key, value), {"scale_value": 0.125, "num_heads": 4, **heads})],
         "npu_attention_update": [Call((sums, parts, 1))],
         "npu_ring_attention_update": [Call((*ring, *(t.clone() for t in ring)))],
+        "npu_scaled_masked_softmax": [Call((r.floats(2, 32, 64), r.numbers(2, 32, 64).bool(), 0.5))],
+        "npu_scaled_masked_softmax_backward": [
+            Call((r.floats(2, 32, 64), r.floats(2, 32, 64).softmax(-1), r.numbers(2, 32, 64).bool(), 0.5, False))
+        ],
         "npu_attn_softmax_": [Call((r.floats(4, 16, 32),))],
         "npu_attn_softmax_backward_": [Call((r.floats(16, 32).softmax(-1), r.floats(16, 64), r.floats(32, 64)))],
         "npu_masked_softmax_with_rel_pos_bias": [Call((scores, None, r.floats(1, 1, 2, 32, 32)))],

@@ -76,6 +76,9 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
                 product="950",
             )
         ],
+        "npu_bmmV2": [Call((r.floats(2, 8, 64), r.floats(2, 64, 32), []))],
+        "npu_bmm_v2_mat1_backward": [Call((r.floats(2, 8, 32), r.floats(2, 8, 64), r.floats(2, 64, 32), [2, 8, 64]))],
+        "npu_bmm_v2_mat2_backward": [Call((r.floats(2, 8, 32), r.floats(2, 8, 64), r.floats(2, 64, 32), [2, 64, 32]))],
         "npu_linear": [Call((x, r.floats(64, 128), r.floats(64)))],
         "npu_linear_backward": [Call((r.floats(8, 64), x, r.floats(64, 128)))],
         "npu_fused_matmul": [

@@ -42,4 +42,22 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
             Call((r.floats(6, 2, 128), r.floats(3, 128)), {"mask": r.numbers(2, 2, 6).bool()})
         ],
         "one_": [Call((x,))],
+        "npu_one_hot": [Call((r.numbers(8, 3, 2),), {"depth": 9})],
+        "npu_pad": [Call((x, [1, 2, 3]))],
+        "npu_slice": [Call((x, [1, 7], [3, 100]))],
+        "npu_slice.out": [Call((x, [1, 7], [3, 100]), {"out": x.new_empty(3, 100)})],
+        "npu_transpose": [Call((x, [1, 0]))],
+        "npu_transpose.out": [Call((x, [1, 0]), {"out": x.new_empty(128, 8)})],
+        "npu_sort_v2": [Call((x,)), Call((x,), {"descending": True})],
+        "npu_sort_v2.out": [Call((x,), {"out": torch.empty_like(x)})],
+        "npu_max.dim": [Call((x, 1))],
+        "npu_max_backward": [Call((r.floats(8), 1, r.numbers(128, 8), [8, 128], False))],
+        "npu_min.dim": [Call((x, 1, True))],
+        "npu_min_backward": [Call((r.floats(8), 1, r.numbers(128, 8), [8, 128], False))],
+        "npu_broadcast": [Call((x[:, :1], [2, 8, 128]))],
+        "npu_confusion_transpose": [Call((x, [1, 0], [64, 16], True)), Call((x, [1, 0], [64, 16], False))],
+        "npu_confusion_transpose_backward": [Call((x, [1, 0], [128, 8], True))],
+        "npu_masked_fill_range": [
+            Call((x, torch.tensor([[3]]).int(), torch.tensor([[50]]).int(), torch.ones(1, dtype=x.dtype)))
+        ],
     }
