@@ -338,3 +338,9 @@ def test_embedding_gradient_stays_inside_its_result():
 def test_re_routing_adds_counts_exactly():
     with pytest.raises(ValueError, match="must be >= 0 and sum to 0, got sum 18446744073709551616"):
         run("MoeReRouting", torch.zeros(0, 4, dtype=torch.int8), ints([2**62] * 4))
+
+
+@pytest.mark.parametrize(("ge_type", "shape"), [("FFT", (0, 4)), ("FFT2D", (2, 0, 3, 4))])
+def test_a_transform_of_nothing_is_nothing(ge_type, shape):
+    found = run(ge_type, torch.zeros(shape, dtype=torch.complex64))
+    assert (found.shape, found.dtype) == (shape, torch.complex64)

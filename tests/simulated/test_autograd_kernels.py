@@ -228,3 +228,23 @@ def test_a_sequence_packed_on_the_cpu_is_taken_as_it_is():
     expected = recurrent(packed)[0].data
     with torch.inference_mode():
         torch.testing.assert_close(recurrent.npu()(packed.to("npu"))[0].data.cpu(), expected)
+
+
+def shaped(t):
+    return t.shape, t.dtype
+
+
+def test_transforms_of_tensors_without_elements_and_their_gradients():
+    """The CPU's library refuses them, a device gives as many nothings (op-plugin's test of stft)."""
+    x = torch.zeros(0, 19).npu().requires_grad_()
+    spectrum = torch.fft.rfft(x)
+    assert shaped(spectrum) == ((0, 10), torch.complex64)
+    assert shaped(torch.fft.fft(spectrum)) == ((0, 10), torch.complex64)
+    assert shaped(torch.fft.rfft(x.detach(), out=torch.empty(3, dtype=torch.complex64).npu())) == (
+        (0, 10),
+        torch.complex64,
+    )
+    parts = torch.stft(x, 18, 8, 14, window=torch.ones(14).npu(), center=False, onesided=False, return_complex=True)
+    assert shaped(parts) == ((0, 18, 1), torch.complex64)
+    (torch.fft.irfft(spectrum, 19).sum() + torch.fft.fft(x).abs().sum() + parts.abs().sum()).backward()
+    assert x.grad.shape == (0, 19)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_graph.operators import rounding
+from moe_graph.operators import fourier, rounding
 from moe_graph.operators.gradients import vjp
 from moe_graph.operators.quantization.quantize import along, divided
 from moe_graph.simulator.eager.quantized import WHOLE
@@ -146,6 +146,15 @@ def _stft_backward(
     return vjp(forward, (x,), grad)[0]
 
 
+_TRANSFORMS = {
+    "_fft_r2c": fourier.of_nothing_too(torch.ops.aten._fft_r2c.default),
+    "_fft_c2r": fourier.of_nothing_too(torch.ops.aten._fft_c2r.default),
+    "_fft_c2c": fourier.of_nothing_too(torch.ops.aten._fft_c2c.default),
+    "stft": fourier.of_nothing_too(torch.ops.aten.stft.default),
+    "stft.center": fourier.of_nothing_too(torch.ops.aten.stft.center),
+}
+
+
 def _fft_c2r_backward(grad, dim, normalization):
     # Half of the spectrum stands for the whole: what is not its own mirror image counts twice.
     spectrum = torch.ops.aten._fft_r2c(grad, dim, normalization, True)
@@ -160,7 +169,7 @@ def _fft_r2c_backward(grad, dim, normalization, onesided, last_dim_size):
         return torch.real(torch.ops.aten._fft_c2c(grad, dim, normalization, False))
     shape = list(grad.shape)
     shape[dim[-1]] = last_dim_size
-    zero = torch.zeros(shape, dtype=grad.real.dtype)
+    zero = torch.zeros(shape, dtype=grad.real.dtype, device=grad.device)
     return vjp(lambda a: torch.ops.aten._fft_r2c(a, dim, normalization, True), (zero,), grad)[0]
 
 
@@ -313,6 +322,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten::batch_norm_backward_elemt": _batch_norm_backward_elemt,
     "aten::_thnn_fused_lstm_cell": _lstm_cell,
     "aten::_thnn_fused_lstm_cell_backward_impl": _lstm_cell_backward,
+    **{f"aten::{name}": transform for name, transform in _TRANSFORMS.items()},
+    **{f"aten::{name}.out": _into(transform) for name, transform in _TRANSFORMS.items() if name.startswith("_fft")},
     "aten::_conv_depthwise2d": _conv_depthwise2d,
     "aten::_conv_depthwise2d.out": _into(_conv_depthwise2d),
     "npu::_quantize_per_tensor_impl.out": _into(_quantize_per_tensor, "result"),
@@ -323,9 +334,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "npu::kl_div_target_backward": _kl_div_target_backward,
     "npu::repeat_interleave_backward_int": _repeat_interleave_backward,
     "npu::repeat_interleave_backward_tensor": _repeat_interleave_backward,
-    "npu::stft_backward": _stft_backward,
-    "npu::fft_c2r_backward": _fft_c2r_backward,
-    "npu::fft_r2c_backward": _fft_r2c_backward,
+    "npu::stft_backward": fourier.of_nothing_too(_stft_backward),
+    "npu::fft_c2r_backward": fourier.of_nothing_too(_fft_c2r_backward),
+    "npu::fft_r2c_backward": fourier.of_nothing_too(_fft_r2c_backward),
     "npu::slow_conv_dilated2d_backward": _conv_dilated2d_backward,
     "npu::slow_conv_transpose2d_backward": _conv_transpose2d_backward,
     "npu::npu_renorm_backward": _renorm_backward,
