@@ -54,5 +54,5 @@ def opcheck(*args, **kwargs) -> None:
 
 
 def lowers_products_of_vectors() -> bool:
-    """Does torchair lower `v @ v`? It does not lower aten.dot, which torch makes of it where torch_npu has no matmul of its own (2.9)."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("aten::matmul", "PrivateUse1")
+    """Does torchair lower `v @ v`? In torch_npu 2.9 it becomes aten.dot, which torchair does not lower; 2.13 is the oldest tried that does."""
+    return compat.TORCH >= (2, 13)
