@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import moe_graph
+from moe_graph.simulator import replays
 from versions import need_torch
 
 
@@ -325,6 +326,28 @@ def test_a_graph_keeps_no_results_of_its_communication():
         x.fill_(3)
         graph.replay()
         assert total.item() == 6000
+    finally:
+        dist.destroy_process_group()
+
+
+def test_messages_in_a_batch_are_waited_for_in_the_graph():
+    dist.init_process_group("hccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        x, received = torch.ones(3).npu(), torch.zeros(3).npu()
+        graph = torch.npu.NPUGraph()
+        with torch.npu.graph(graph):
+            batch = [dist.P2POp(dist.isend, x * 2, 0), dist.P2POp(dist.irecv, received, 0)]
+            (work,) = dist.batch_isend_irecv(batch)
+            assert work.wait() and work.result()[1] is received
+            after = received + 1
+        seen = []
+        with replays.observed(lambda number, launch, operator, results: seen.append(operator)):
+            for value in (1, 5):
+                x.fill_(value)
+                graph.replay()
+                assert after.tolist() == [2 * value + 1] * 3
+        messages = ["hccl::send", "hccl::recv", "hccl::send (wait)", "hccl::recv (wait)"]
+        assert seen == ["aten.mul.Tensor", *messages, "aten.add.Tensor"] * 2
     finally:
         dist.destroy_process_group()
 

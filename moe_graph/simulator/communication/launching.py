@@ -260,8 +260,7 @@ class Launcher(dist.ProcessGroup):
             ended = [other for other in self._pending if other.has_ended()]
             self._pending = [other for other in self._pending if other not in ended]
             self._pending.append(work)
-            if self._coalesced is not None:
-                self._coalesced.append(work)
+            self._collect(work)
         for other in ended:
             other.finish()
         return work
@@ -272,6 +271,11 @@ class Launcher(dist.ProcessGroup):
             pending, self._pending = self._pending, []
         for work in pending:
             work.finish()
+
+    def _collect(self, work: SimulatedWork) -> None:
+        """Take the work up into the block of calls that is open, if one is."""
+        if self._coalesced is not None:
+            self._coalesced.append(work)
 
     def _start_coalescing(self, device: torch.device) -> None:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ def install(group: type) -> None:
     for name in _METHODS:
         setattr(group, name, _recordable(name, getattr(group, name)))
     group._issue = _checked(group._issue)
+    group._together = _together(group._together)
 
 
 def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork]:
@@ -50,7 +51,9 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
         weak_args, weak_kwargs = _weak((args, kwargs))
         replayed = _Replayed(functools.partial(method, self, *weak_args, **weak_kwargs), checked.call.place)
         captured.record(stream, f"hccl::{name}", replayed.begin, tensors, [])
-        return RecordedWork(f"hccl::{name}", checked, stream, replayed)
+        work = RecordedWork(f"hccl::{name}", checked, stream, replayed)
+        self._collect(work)
+        return work
 
     return communicate
 
@@ -65,6 +68,16 @@ def _checked(issue: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork
         return SimulatedWork(work.call, work.result())
 
     return only_check
+
+
+def _together(together: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork]:
+    @functools.wraps(together)
+    def one(self: Any, operation: str, works: Sequence[SimulatedWork]) -> SimulatedWork:
+        if any(isinstance(work, RecordedWork) for work in works):
+            return RecordedWorks(works)
+        return together(self, operation, works)
+
+    return one
 
 
 class _Replayed:
@@ -90,11 +103,27 @@ class RecordedWork(SimulatedWork):
         super().__init__(checked.call, checked.result())
         super().wait()
         self._name, self._stream, self._replayed = name, stream, replayed
+        self._is_awaited = False
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008  a timedelta is immutable
-        if captured.is_special() and captured.state(self._stream) == captured.CAPTURED:
+        if not self._is_awaited and captured.is_special() and captured.state(self._stream) == captured.CAPTURED:
+            self._is_awaited = True
             captured.record(self._stream, f"{self._name} (wait)", self._replayed.wait, [], [])
-        return True
+        return super().wait(timeout)  # for companions
+
+    def get_future(self) -> Any:
+        """Who waits for the future waits on the captured stream: recorded now, for the wait would be a thread's."""
+        self.wait()
+        return super().get_future()
+
+
+class RecordedWorks(SimulatedWork):
+    """One handle of several recorded communications."""
+
+    def __init__(self, works: Sequence[SimulatedWork]) -> None:
+        super().__init__(works[0].call, [tensor for work in works for tensor in work.result()])
+        super().wait()
+        self.companions = list(works)
 
 
 def _tensors(value: Any) -> list[Tensor]:

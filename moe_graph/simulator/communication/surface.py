@@ -71,9 +71,12 @@ class Surface(Launcher):
             self._config_is_right = True
         issued = super()._issue(work, start)
         self._communicated = True
-        if self._grouped is not None:
-            self._grouped.append(issued)
         return issued
+
+    def _collect(self, work: SimulatedWork) -> None:
+        super()._collect(work)
+        if self._grouped is not None:
+            self._grouped.append(work)
 
     # ---- names ----
 

@@ -498,7 +498,7 @@ def case_the_surface_of_hccl():
 
 def case_captured():
     """Recorded in a graph, between operators, and communicated anew by each replay with what is there then."""
-    x, received = mine(), torch.empty(2, 3, device="npu")
+    x, received, batched = mine(), torch.empty(2, 3, device="npu"), torch.empty(2, 3, device="npu")
     gathered, scattered = torch.empty(2 * SIZE, 3, device="npu"), torch.empty(2, 3, device="npu")
     graph = torch.npu.NPUGraph()
     with torch.npu.graph(graph):
@@ -510,6 +510,10 @@ def case_captured():
         for handle in handles:
             handle.wait()
         after = received + 1
+        pair = [(dist.isend, after, (RANK + 1) % SIZE), (dist.irecv, batched, (RANK - 1) % SIZE)]
+        for handle in dist.batch_isend_irecv([dist.P2POp(*one) for one in pair]):
+            handle.wait()
+        last = batched * 2
     for scale in (1.0, 3.0):
         x.copy_(values(RANK) * scale)
         graph.replay()
@@ -518,6 +522,7 @@ def case_captured():
         same(gathered, torch.cat([expected + rank for rank in RANKS]))
         same(scattered, (expected + RANK) * SIZE)
         same(after, values((RANK - 1) % SIZE) * scale + 1)
+        same(last, (values((RANK - 2) % SIZE) * scale + 1) * 2)
     refuses(lambda: _capture(lambda: dist.all_reduce(x.t())), ValueError, "contiguous")
 
 
