@@ -54,5 +54,5 @@ def opcheck(*args, **kwargs) -> None:
 
 
 def lowers_products_of_vectors() -> bool:
-    """Does torchair lower `v @ v`? In torch_npu 2.9 it becomes aten.dot, which torchair does not lower; 2.13 is the oldest tried that does."""
+    """Does torchair lower `v @ v`? In torch_npu 2.9 it becomes aten.dot, which torchair does not lower; 2.13 is the oldest tried."""
     return compat.TORCH >= (2, 13)
