@@ -49,6 +49,25 @@ def test_sizes_after_an_all_to_all_are_those_of_the_distribution(tokens, rank):
     assert [node.type for node in graphs[0].definition.op if node.type == "Relu"] == ["Relu"]
 
 
+def test_a_capture_by_hand_has_shapes_and_launches_nothing():
+    with one_rank.alone(128, 7):
+        dist.init_process_group("hccl")
+        x, received = torch.ones(4, 64).bfloat16().npu(), torch.empty(4, 64, dtype=torch.bfloat16, device="npu")
+        graph = torch.npu.NPUGraph()
+        with torch.npu.graph(graph):
+            y = x * 2
+            dist.all_reduce(y)
+            (work,) = dist.batch_isend_irecv([dist.P2POp(dist.isend, y, 8), dist.P2POp(dist.irecv, received, 6)])
+            work.wait()
+            gathered = torch.empty(128 * 4, 64, dtype=torch.bfloat16, device="npu")
+            dist.all_gather_into_tensor(gathered, received)
+            total = gathered.sum(0)
+        graph.replay()
+        assert total.shape == (64,)
+        with pytest.raises(one_rank.ValueUnknown, match="test_planning_one_rank.py"):
+            total.tolist()
+
+
 def test_a_value_that_nobody_knows_is_an_error_that_names_it():
     with one_rank.alone(8, 3):
         _, _, got, counts = exchange(experts=8, top_k=2)

@@ -135,6 +135,9 @@ class Meeting:
 class Launcher(dist.ProcessGroup):
     """A group of ranks: gloo by device, and the launch of one communication."""
 
+    has_values = True
+    """Do its tensors hold something, so that a captured stream records what it communicates?"""
+
     def __init__(self, options: _DistributedBackendOptions, backends: dict[str, Any]) -> None:
         rank, size = options.group_rank, options.group_size
         super().__init__(rank, size)  # the constructor with a store cannot be inherited from in Python

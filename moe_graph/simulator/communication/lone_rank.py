@@ -66,6 +66,8 @@ def _create(options: Any, backend_options: object) -> LoneRank:
 class LoneRank(group.SimulatedHccl):
     """A group of `hccl` of which this process is the only member that runs."""
 
+    has_values = False
+
     def _connect(self, device: str) -> Any:
         return FakeProcessGroup._create_internal(self._rank, self._size, FakeProcessGroup.Options())
 
@@ -95,6 +97,7 @@ class LoneRank(group.SimulatedHccl):
             observe(work.call.operation)
         work.start([])
         work.wait()
+        self._collect(work)
         return work
 
     def all_to_all_single(

@@ -37,7 +37,7 @@ def install(group: type) -> None:
 def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[..., SimulatedWork]:
     @functools.wraps(method)
     def communicate(self: Any, *args: Any, **kwargs: Any) -> SimulatedWork:
-        if not captured.is_special() or getattr(_checking, "on", False):
+        if not self.has_values or not captured.is_special() or getattr(_checking, "on", False):
             return method(self, *args, **kwargs)
         tensors = _tensors((args, kwargs))
         stream = torch.npu.current_stream(tensors[0].device).npu_stream if tensors else 0
