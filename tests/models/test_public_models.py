@@ -19,6 +19,7 @@ import checkpoint
 from configurations import MODELS
 
 DRIVER = Path(__file__).with_name("public_model.py")
+FAULTS = Path(__file__).parents[1] / "graph_faults.py"
 TOKENS = 9  # of the prefill and 8 decode steps
 CASES = [(name, ranks, mode) for name, model in MODELS.items() for ranks in model.ranks for mode in model.modes]
 
@@ -37,20 +38,26 @@ def made(tmp_path_factory):
     return make
 
 
+def launched(ranks: int, *program: object) -> str:
+    """What a program on so many ranks has printed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, "-m", "moe_graph", "run", "-q", "--devices", str(ranks), *launcher]
+    result = subprocess.run(
+        [*command, *map(str, program)],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    return result.stdout
+
+
 def run(name: str, ranks: int, mode: str, folder: Path, *extra: str) -> list[tuple[list, list[torch.Tensor]]]:
     """What each rank has written."""
     for old in folder.glob("rank_*.pt"):
         old.unlink()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, "-m", "moe_graph", "run", "-q", "--devices", str(ranks), *launcher, str(DRIVER)]
-    result = subprocess.run(
-        [*command, name, mode, str(folder), str(TOKENS), *extra],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    launched(ranks, DRIVER, name, mode, folder, TOKENS, *extra)
     return [torch.load(folder / f"rank_{rank}.pt") for rank in range(ranks)]
 
 
@@ -99,3 +106,12 @@ def test_a_perturbed_operator_is_noticed(mode, made, capsys):
             f"\nqwen3_8b, npu_add_rms_norm a twentieth more, {mode}: largest difference {found:.4f} of the largest logit"
         )
     assert found > MODELS["qwen3_8b"].limit
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if "ge_graph" in model.modes])
+def test_graphs_pass_inspect_check(name, made, capsys):
+    """No error in the graphs of prefill and decode, and 95 % of the faults that are put into them are found."""
+    ranks = min(MODELS[name].ranks)
+    printed = launched(ranks, FAULTS, "--run", DRIVER, name, "ge_graph", made(name)[0], 2)
+    with capsys.disabled():
+        print(f"\n{name:18} {ranks} ranks: {printed[printed.find('in all') :].strip()}")
