@@ -238,6 +238,7 @@ def walk(operators: Any) -> tuple[list[str], list[str], int, int]:
             if not any(applied):
                 continue
             total += 1
+            print(f"{operator}: {mutation.__name__} {'missed' if is_clean(report) else 'found'}", flush=True)
             if is_clean(report):
                 missed.append(f"{operator}: {mutation.__name__}")
             else:

@@ -1,10 +1,13 @@
 """Faults put into graphs: `inspect --check` must find them, and nothing in the graphs as they are.
 
-python -m moe_graph run -q tests/graph_faults.py DUMPS ...    prints a table; each argument is a folder with text dumps (kind "txt")
+python -m moe_graph run -q tests/graph_faults.py DUMPS ...              of folders with text dumps (kind "txt"); prints a table
+python -m moe_graph run -q tests/graph_faults.py --run SCRIPT ARGS ...  of the graphs that a program lowers; of several ranks the first's
 """
 
 from __future__ import annotations
 
+import os
+import runpy
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -146,27 +149,62 @@ def _spread(nodes: list[int], fault: Callable[[Any], bool], graph: Any) -> list[
     return [*first.values(), *rest]
 
 
-def graphs(folders: Iterable[str | Path]) -> dict[str, Any]:
-    """Path of the dump -> GraphDef; graphs of several ranks or compilations that are equal but for names are one."""
+def once(graphs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Name -> GraphDef; graphs of several ranks or compilations that are equal but for names are one."""
     found, seen = {}, set()
-    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.txt")):
-        graph = dumps._definition(path.read_text())
+    for name, graph in graphs:
         form = tuple((node.type, tuple(node.input)) for node in graph.op)
         if form not in seen:
-            found[str(path)] = graph
+            found[name] = graph
         seen.add(form)
     return found
 
 
-def main(folders: list[str]) -> int:
-    """Print a row for each graph; 1 if a graph has errors or less than 95 % of the faults are found."""
+def of_folders(folders: Iterable[str]) -> dict[str, Any]:
+    """The text dumps in these folders, by their paths."""
+    paths = sorted(path for folder in folders for path in Path(folder).rglob("*.txt"))
+    return once((str(path), dumps._definition(path.read_text())) for path in paths)
+
+
+def of_program(script: str, arguments: list[str]) -> dict[str, Any]:
+    """The graphs of GE that a program lowers, by their numbers."""
+    import torch_npu  # noqa: F401
+
+    from moe_graph import testing
+
+    recorded: list[Any] = []
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    with testing.recorded(recorded):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as ended:
+            assert not ended.code, f"{script} ended with {ended.code}"
+    graphs = [graph for graph in recorded if hasattr(graph, "definition")]
+    return once((f"{script} {number}", graph.definition) for number, graph in enumerate(graphs, start=1))
+
+
+def walk_all(graphs: dict[str, Any], each: int) -> tuple[list[str], list[str], int]:
+    """`walk` over several, with a row for each graph that has something to tell, and one for all."""
     alarms, lost, count = [], [], 0
-    for path, graph in graphs(folders).items():
-        as_it_is, missed, total = walk(graph, each=12)
-        print(f"{path}: {len(graph.op)} nodes, {len(as_it_is)} errors; {total - len(missed)} of {total} faults found")
-        print(*(f"  {line}" for line in (*as_it_is, *(f"not found: {fault}" for fault in missed))), sep="\n")
+    for name, graph in graphs.items():
+        as_it_is, missed, total = walk(graph, each)
+        if as_it_is or missed or len(graphs) < 20:
+            print(
+                f"{name}: {len(graph.op)} nodes, {len(as_it_is)} errors; {total - len(missed)} of {total} faults found"
+            )
+            print("".join(f"  {line}\n" for line in (*as_it_is, *(f"not found: {fault}" for fault in missed))), end="")
         alarms, lost, count = alarms + as_it_is, lost + missed, count + total
-    print(f"in all {len(alarms)} errors; {count - len(lost)} of {count} faults found")
+    print(f"in all {len(graphs)} graphs, {len(alarms)} errors; {count - len(lost)} of {count} faults found", flush=True)
+    return alarms, lost, count
+
+
+def main(arguments: list[str]) -> int:
+    """Print a row for each graph; 1 if a graph has errors or less than 95 % of the faults are found."""
+    graphs = of_program(arguments[1], arguments[2:]) if arguments[0] == "--run" else of_folders(arguments)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # the first rank tells
+    alarms, lost, count = walk_all(graphs, each=6)
     return int(bool(alarms) or count == 0 or len(lost) > 0.05 * count)
 
 

@@ -47,7 +47,7 @@ def check_shapes(definition: Any) -> list[Finding]:
     Args:
         definition: a GraphDef.
     """
-    described = from_definition(definition)
+    described, noted = from_definition(definition), from_definition(definition, as_noted=True)
     found: list[Finding] = []
 
     def left_out(node: Node, error: GraphError) -> None:
@@ -69,7 +69,7 @@ def check_shapes(definition: Any) -> list[Finding]:
             results = _run(node, values, found)
             for output, result in enumerate(results or ()):
                 values[index, output] = result
-                found += _compare(node, output, result, described)
+                found += _compare(node, output, result, noted)
             if results is None:
                 _described_value(values, described, node, mode)
         for position, (slot, descriptor) in enumerate(zip(plan.results, plan.outputs)):
@@ -127,8 +127,8 @@ def _described_value(values: dict[Slot, Tensor], described: Graph, node: Node, m
                 values[node.index, output] = torch.empty(descriptor.shape, dtype=own.type.torch)
 
 
-def _compare(node: Node, output: int, result: Tensor, described: Graph) -> list[Finding]:
-    outputs = described.by_name[node.name].outputs
+def _compare(node: Node, output: int, result: Tensor, noted: Graph) -> list[Finding]:
+    outputs = noted.by_name[node.name].outputs
     descriptor = outputs[output] if output < len(outputs) else Descriptor("", None)
     if descriptor.shape is None or descriptor.is_dynamic or not node.outputs[output].fx_name:
         return []

@@ -19,17 +19,24 @@ OUTPUT_TYPE = "NetOutput"
 MOST_OUTPUTS = 1 << 16  # of an operator; more are no graph's, and what lists outputs would take minutes and gigabytes
 
 
-def from_definition(definition: Any) -> Graph:
+def from_definition(definition: Any, as_noted: bool = False) -> Graph:
     """A GraphDef in memory (torchair's, or a `GeGraph` around one) as a Graph. Needs no NPU.
+
+    With `as_noted` the types and shapes are what the graph itself says, also where its operators make others certain.
 
     Raises DumpError that names the node: two of one name, an input from a node that is not there.
     """
-    return graph_of(_tree(definition))
+    tree = _tree(definition)
+    return _plain_graph(tree) if as_noted else graph_of(tree)
 
 
 def graph_of(tree: Message) -> Graph:
     """A GraphDef, read as text."""
-    return _graph(text(first(tree, "name", b"")), [_operator(op) for op in tree.get("op", ())])
+    return complete(_plain_graph(tree))
+
+
+def _plain_graph(tree: Message) -> Graph:
+    return check(Graph(text(first(tree, "name", b"")), tuple(_operator(op) for op in tree.get("op", ()))))
 
 
 def graph_of_nodes(tree: Message) -> Graph:
@@ -55,7 +62,7 @@ def graph_of_nodes(tree: Message) -> Graph:
             "output_desc": outputs,
         }
         nodes.append(_operator(operator))
-    return _graph("", nodes)
+    return complete(check(Graph("", tuple(nodes))))
 
 
 def _data_or_control(reference: str) -> str:
@@ -107,10 +114,6 @@ def edge(reference: str, reader: str) -> Edge | None:
 def in_order(edges: list[Edge | None]) -> tuple[Edge | None, ...]:
     """Data in the operator's order, then the orders without data."""
     return (*(e for e in edges if e is None or e.output != CONTROL), *(e for e in edges if e and e.output == CONTROL))
-
-
-def _graph(name: str, nodes: list[Node]) -> Graph:
-    return complete(check(Graph(name, tuple(nodes))))
 
 
 def check(graph: Graph) -> Graph:
