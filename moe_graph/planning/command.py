@@ -149,14 +149,19 @@ def planned(settings: dict[str, Any]) -> Any:
     """The plan of settings: the options of the command, by name, and `arguments` of the function that builds the model."""
     import torch
 
-    from moe_graph.planning import fakes
+    from moe_graph.planning import fakes, formats
     from moe_graph.planning.entry import plan
+    from moe_graph.planning.errors import PlanError
 
     build = _function(settings.get("build"))
     mode = fakes.fake_mode()
-    with _rank(settings.get("world"), settings.get("rank") or 0), fakes.modules_convert():
+    with _rank(settings.get("world"), settings.get("rank") or 0), fakes.modules_convert(), formats.noted():
         with mode, torch.device("npu"):
-            model, inputs = build(**settings.get("arguments") or {})
+            made = build(**settings.get("arguments") or {})
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], (tuple, list))):
+            kinds = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
+            raise PlanError(f"{settings['build']} must return (module, (argument, ...)), got {kinds}")
+        model, inputs = made
         tokens = settings.get("tokens") or ("uniform", "skewed")
         return plan(
             model,

@@ -19,6 +19,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from moe_graph.planning import formats
+
 
 def is_described(*values: Any) -> bool:
     """Is there a tensor without memory among these, or among the parameters and buffers of a module?"""
@@ -68,6 +70,7 @@ def on_device(mode: FakeTensorMode, device: str, values: Any) -> Any:
 def _fake(mode: FakeTensorMode, device: Any, tensor: Tensor) -> Tensor:
     with mode, torch.no_grad():
         made: Tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+    formats.carry(tensor, made)
     made.requires_grad_(tensor.requires_grad)
     if isinstance(tensor, nn.Parameter):
         made = nn.Parameter(made, requires_grad=tensor.requires_grad)

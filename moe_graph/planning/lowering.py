@@ -18,9 +18,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from moe_graph.engine import graph as ge_graph
-from moe_graph.planning import fakes
+from moe_graph.planning import fakes, formats
 
-ND = 2  # the number of the format that says nothing of a layout
 DUMP_KINDS = ("txt", "pbtxt", "py")
 
 
@@ -52,7 +51,6 @@ def recorded(graphs: list[LoweredGraph], dump: str | Path | None = None) -> Iter
     `graphs` takes each graph, when it is called first; into the folder `dump` they are written in every kind of torchair's, as lowered
     ("original") and after its passes ("optimized").
     """
-    import torch_npu
     from torchair._acl_concrete_graph.fx2acl_converter import AclConcreteGraph
     from torchair._ge_concrete_graph.fx2ge_converter import GeConcreteGraph
     from torchair.npu_fx_compiler import _NpuFxCompiler
@@ -67,8 +65,6 @@ def recorded(graphs: list[LoweredGraph], dump: str | Path | None = None) -> Iter
 
     changed: list[tuple[Any, str, Any]] = [
         (_NpuFxCompiler, "_gen_compiled_gm", keeping),
-        (torch_npu, "get_npu_format", _of_memory(torch_npu.get_npu_format, lambda tensor: ND)),
-        (torch_npu, "get_storage_size", _of_memory(torch_npu.get_storage_size, Tensor.numel)),
     ]
     if dump is not None:
         Path(dump).mkdir(parents=True, exist_ok=True)
@@ -78,20 +74,11 @@ def recorded(graphs: list[LoweredGraph], dump: str | Path | None = None) -> Iter
     for owner, name, value in changed:
         setattr(owner, name, value)
     try:
-        with fakes.modules_convert():
+        with fakes.modules_convert(), formats.noted():
             yield
     finally:
         for owner, name, value in originals:
             setattr(owner, name, value)
-
-
-def _of_memory(original: Callable[[Tensor], int], otherwise: Callable[[Tensor], int]) -> Callable[[Tensor], int]:
-    """A question that torch_npu answers of a tensor's memory, and its answer for one without."""
-
-    def ask(tensor: Tensor) -> int:
-        return otherwise(tensor) if isinstance(tensor, FakeTensor) else original(tensor)
-
-    return ask
 
 
 def _dumping(kind: type, folder: str | Path) -> Callable[..., None]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from moe_graph.planning import formats
+
 # Of their first operand these read no more than they return; those write into it no more than what they are given.
 _PICKING = frozenset("embedding index_select gather index".split())
 _SCATTERING = frozenset(
@@ -24,8 +26,8 @@ def tensors(values: Any) -> list[Tensor]:
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of a tensor's elements."""
-    return int(tensor.numel()) * tensor.element_size()
+    """Bytes of a tensor's elements, with the padding of a private format."""
+    return formats.elements(tensor) * tensor.element_size()
 
 
 def total(values: Iterable[Tensor]) -> int:
