@@ -74,7 +74,22 @@ def _sparse(r: Inputs) -> dict[str, list[Call]]:
     joined = torch.cat((r.int8(64, 512), rope.view(64, 64).view(torch.int8), r.scales(64, 4).view(torch.int8)), 1).view(
         4, 16, 1, 656
     )
+    queries, index_keys, of_heads = r.floats(1, 16, 8, 128), r.floats(1, 64, 1, 128), r.floats(1, 16, 8)
+    first_keys = torch.arange(32).expand(1, 16, 1, 32).int().contiguous()
+    attention = (r.floats(1, 16, 32, 128), r.floats(1, 64, 1, 128), queries, index_keys, of_heads)
+    largest = r.floats(1, 1, 16, 32, dtype=torch.float32).abs() * 8 + 40
+    of_rows = r.floats(1, 1, 16, dtype=torch.float32).abs() + 40
     return {
+        "npu_lightning_indexer_grad": [
+            Call((queries, index_keys, r.floats(1, 16, 1, 32), first_keys, of_heads, None, None, "BSND"))
+        ],
+        "npu_dense_lightning_indexer_softmax_lse": [Call((queries, index_keys, of_heads))],
+        "npu_dense_lightning_indexer_grad_kl_loss": [
+            Call((*attention, largest, largest, of_rows, of_rows, 0.1)),
+        ],
+        "npu_sparse_lightning_indexer_grad_kl_loss": [
+            Call((*attention, first_keys, largest, largest, 0.1)),
+        ],
         "npu_lightning_indexer": [Call((query, keys, r.floats(3, 8, dtype=BRAIN)), {**paged, **layouts})],
         "npu_quant_lightning_indexer": [
             Call(
