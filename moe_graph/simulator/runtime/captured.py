@@ -128,12 +128,13 @@ class Graph:
     def _check_outside(self) -> None:
         """Memory that was freed into the graph's own pool is the graph's still; other memory is lost to it."""
         segments = torch.npu.memory_snapshot()
-        pool = next((_pool(segments, address) for address in self.own), None)
+        private = _private(segments)
+        pools = private & {_pool(segments, address) for address in self.own} or private
         for address, outside in list(self.outside.items()):
             storage = _storage(outside.reference.cdata)
             if storage is not None and storage.data_ptr() == address:
                 continue
-            if _pool(segments, address) in ((pool,) if pool is not None else _private(segments)):
+            if _pool(segments, address) in pools:
                 del self.outside[address]
                 continue
             raise RuntimeError(
@@ -157,8 +158,11 @@ def _pool(segments: list[dict[str, Any]], address: int) -> tuple[int, int] | Non
     return None
 
 
-def _private(segments: list[dict[str, Any]]) -> set[tuple[int, int]]:
-    return {tuple(segment.get("segment_pool_id", (0, 0))) for segment in segments} - {(0, 0)}
+def _private(segments: list[dict[str, Any]]) -> set[tuple[int, int] | None]:
+    """The pools of graphs; the only one where torch_npu does not tell pools apart, so that freed memory counts as a graph's own."""
+    if not any("segment_pool_id" in segment for segment in segments):
+        return {(0, 0)}
+    return {tuple(segment["segment_pool_id"]) for segment in segments} - {(0, 0)}
 
 
 def install(library: ctypes.CDLL) -> None:
