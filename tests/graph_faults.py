@@ -1,7 +1,7 @@
 """Faults put into graphs: `inspect --check` must find them, and nothing in the graphs as they are.
 
 python -m moe_graph run -q tests/graph_faults.py DUMPS ...              of folders with text dumps (kind "txt"); prints a table
-python -m moe_graph run -q tests/graph_faults.py --run SCRIPT ARGS ...  of the graphs that a program lowers; of several ranks the first's
+python -m moe_graph run -q tests/graph_faults.py SCRIPT.py ARGS ...     of the graphs that a program lowers; of several ranks the first's
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def walk_all(graphs: dict[str, Any], each: int) -> tuple[list[str], list[str], i
 
 def main(arguments: list[str]) -> int:
     """Print a row for each graph; 1 if a graph has errors or less than 95 % of the faults are found."""
-    graphs = of_program(arguments[1], arguments[2:]) if arguments[0] == "--run" else of_folders(arguments)
+    graphs = of_program(arguments[0], arguments[1:]) if arguments[0].endswith(".py") else of_folders(arguments)
     if int(os.environ.get("RANK", "0")):
         return 0  # the first rank tells
     alarms, lost, count = walk_all(graphs, each=6)

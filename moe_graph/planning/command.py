@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -27,7 +28,18 @@ _UNITS = {
     "TB": 10**12,
 }
 FITS_NOT = 3
-SETTINGS = ("build", "world", "rank", "mode", "dynamic", "arguments", "tokens")
+MODES = ("max-autotune", "reduce-overhead")
+# Setting of a file -> its type, and that in words.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "build": (str, "FILE:FUNCTION"),
+    "world": (int, "a whole number"),
+    "rank": (int, "a whole number"),
+    "mode": (str, " or ".join(MODES)),
+    "dynamic": (bool, "true or false"),
+    "arguments": (dict, "names and values of BUILD's arguments"),
+    "tokens": ((str, list), "uniform, skewed, a file, or a list of them"),
+}
+SETTINGS = tuple(_KINDS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     from moe_graph.planning.errors import PlanError
 
     try:
+        if options.dump:
+            _folder(options.dump)
         if options.compare:
             report.compare(
                 [(Path(path).stem, planned({**vars(options), **_settings(path)})) for path in options.compare]
@@ -91,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
     parser.add_argument(
         "--mode",
-        choices=("max-autotune", "reduce-overhead"),
-        default="max-autotune",
+        choices=MODES,
+        default=MODES[0],
         help="a graph for GE (default), or captured",
     )
     parser.add_argument(
@@ -142,7 +156,23 @@ def _settings(path: str) -> dict[str, Any]:
         raise PlanError(
             f"{path}: settings are {', '.join(SETTINGS)}, got {sorted(found) if isinstance(found, dict) else found!r}"
         )
+    for name, value in found.items():
+        kind, words = _KINDS[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            raise PlanError(f"{path}: {name} must be {words}, got {value!r}")
+    if found.get("mode", MODES[0]) not in MODES:
+        raise PlanError(f"{path}: mode must be {' or '.join(MODES)}, got {found['mode']!r}")
     return found
+
+
+def _folder(path: str) -> None:
+    """Make the folder of the dumps before anything is lowered. Raises PlanError that says why it cannot be made."""
+    from moe_graph.planning.errors import PlanError
+
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"--dump {path}: {error.strerror}") from error
 
 
 def planned(settings: dict[str, Any]) -> Any:
@@ -154,10 +184,15 @@ def planned(settings: dict[str, Any]) -> Any:
     from moe_graph.planning.errors import PlanError
 
     build = _function(settings.get("build"))
+    arguments = settings.get("arguments") or {}
+    try:
+        inspect.signature(build).bind(**arguments)
+    except TypeError as error:
+        raise PlanError(f"{settings['build']}: {error}") from None
     mode = fakes.fake_mode()
     with _rank(settings.get("world"), settings.get("rank") or 0), fakes.modules_convert(), formats.noted():
         with mode, torch.device("npu"):
-            made = build(**settings.get("arguments") or {})
+            made = build(**arguments)
         if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], (tuple, list))):
             kinds = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
             raise PlanError(f"{settings['build']} must return (module, (argument, ...)), got {kinds}")
@@ -191,12 +226,14 @@ def _function(place: str | None) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _rank(world: int | None, rank: int) -> Iterator[None]:
-    if world is None:
-        yield
-        return
     from moe_graph.planning.errors import PlanError
     from moe_graph.simulator.communication import lone_rank
 
+    if world is None and rank:
+        raise PlanError(f"rank {rank} is of a world: say of how many, with --world")
+    if world is None:
+        yield
+        return
     if not 0 <= rank < world:
         raise PlanError(f"rank must be at least 0 and below the world's size {world}, got {rank}")
     with lone_rank.alone(world, rank):

@@ -125,6 +125,9 @@ def plan(
         PlanError: if it is not one graph, the product does not serve a call, or the sizes of a node follow from nothing. What Dynamo and
             torchair raise is passed on, with the line of the model in it.
     """
+    tokens = list(tokens)
+    for name in tokens:
+        routing.check(name)
     fake = fakes.fake_mode(model, inputs)
     on_npu, arguments = fakes.on_device(fake, "npu", (model, inputs))
     graphs, _ = lowering.called(on_npu, [arguments], fake, dynamic=dynamic, config=config, mode=mode, dump=dump)

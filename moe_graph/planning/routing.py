@@ -54,6 +54,12 @@ def distribution(what: str, ranks: int, experts: int, tokens: int | Sequence[int
     return made
 
 
+def check(what: str) -> None:
+    """Raises PlanError if `what` is neither a distribution by its name nor a file of numbers."""
+    if what not in (UNIFORM, SKEWED):
+        _read(what)
+
+
 def _read(path: str) -> np.ndarray:
     try:
         text = Path(path).read_text()

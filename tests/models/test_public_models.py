@@ -112,6 +112,6 @@ def test_a_perturbed_operator_is_noticed(mode, made, capsys):
 def test_graphs_pass_inspect_check(name, made, capsys):
     """No error in the graphs of prefill and decode, and 95 % of the faults that are put into them are found."""
     ranks = min(MODELS[name].ranks)
-    printed = launched(ranks, FAULTS, "--run", DRIVER, name, "ge_graph", made(name)[0], 2)
+    printed = launched(ranks, FAULTS, DRIVER, name, "ge_graph", made(name)[0], 2)
     with capsys.disabled():
         print(f"\n{name:18} {ranks} ranks: {printed[printed.find('in all') :].strip()}")

@@ -56,7 +56,7 @@ def test_graphs_of_the_examples(example, capsys):
         str(ranks),
         *(launcher if ranks > 1 else []),
     ]
-    command += [str(ROOT / "tests" / "graph_faults.py"), "--run", str(ROOT / "examples" / script), *arguments]
+    command += [str(ROOT / "tests" / "graph_faults.py"), str(ROOT / "examples" / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     with capsys.disabled():
         print(f"\n{example}: {done.stdout[done.stdout.find('in all') :].strip()}")

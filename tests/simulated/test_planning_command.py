@@ -51,6 +51,9 @@ def lost():
         return x + 1
 
     return forward, [torch.empty(8, 4)]
+
+def alone():
+    return torch.relu, torch.empty(8, 4)
 """
 
 
@@ -107,6 +110,10 @@ def test_tables_comparison_and_memory(model, capsys, tmp_path):
         (["lost", "--world", 4, "--rank", 3], "model.py"),
         (["build", "--world", 4, "--rank", 4], "rank must be at least 0 and below the world's size 4"),
         (["nothing"], "no function 'nothing'"),
+        (["alone"], "alone must return (module, (argument, ...)), got ['builtin_function_or_method', 'Tensor']"),
+        (["build", "--rank", 3], "say of how many, with --world"),
+        (["build", "--world", 4, "--tokens", "nowhere.json"], "nowhere.json: No such file"),
+        (["build", "--world", 4, "--dump", "/dev/null/dumps"], "--dump /dev/null/dumps: Not a directory"),
     ],
 )
 def test_what_is_wrong_is_found_while_planning_with_the_line(model, capsys, argv, text):
@@ -117,6 +124,23 @@ def test_what_is_wrong_is_found_while_planning_with_the_line(model, capsys, argv
     except Exception:
         said = traceback.format_exc()
     assert text in said
+
+
+@pytest.mark.parametrize(
+    "text, wrong",
+    [
+        ("world: four", "world must be a whole number, got 'four'"),
+        ("rank: true", "rank must be a whole number, got True"),
+        ("arguments: 3", "arguments must be names and values of BUILD's arguments, got 3"),
+        ("arguments: {sizes: 3}", "build: got an unexpected keyword argument 'sizes'"),
+        ("mode: fast", "mode must be max-autotune or reduce-overhead, got 'fast'"),
+    ],
+)
+def test_a_configuration_that_is_wrong_says_so(model, tmp_path, capsys, text, wrong):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"build: {model}:build\n{text}\n")
+    assert run("--config", path) == 1
+    assert wrong in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
