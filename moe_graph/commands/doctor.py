@@ -1,4 +1,4 @@
-"""`moe-graph doctor`: look at this machine, say what works and what does not, and the one command that mends it.
+"""`moe-graph doctor`: look at this machine, say what works and what does not, and the one command that fixes it.
 
 It reads the metadata of what is installed; whether torch can be imported and whether the device starts is tried in processes of their own,
 so it works where they fail. It imports neither torch nor torch_npu itself.
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         print("\nall is well")
         return 0
     mend = next((finding.mend for finding in wrong if finding.mend), "")
-    print(f"\nto mend it: {mend}" if mend else "\nno command mends it: see the lines marked with !!")
+    print(f"\nto fix it: {mend}" if mend else "\nno command fixes it: see the lines marked with !!")
     return 1
 
 

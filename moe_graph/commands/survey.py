@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [--soc A2|A3|950] [--devices N] [--json FILE] (SCRIPT | -m MODULE | COMMAND, such as torchrun) [ARGS ...]",
     )
     parser.add_argument("--soc", choices=("A2", "A3", "950"), help="the product (default A2, or MOE_GRAPH_SIM_SOC)")
-    parser.add_argument("--devices", metavar="N", help="how many devices, as of `run`")
+    parser.add_argument("--devices", metavar="N", help="how many devices, as of `run` (default 1, or --nproc-per-node)")
     parser.add_argument("--json", type=output_path, metavar="FILE", help="write the findings into this file, too")
     parser.add_argument("-m", dest="module", action="store_true", help="survey a module, as python -m runs it")
     parser.add_argument("target", nargs=argparse.REMAINDER, help="the script, module or command, and its arguments")

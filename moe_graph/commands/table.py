@@ -28,32 +28,36 @@ COMMANDS = {
     "survey": Command(
         "moe_graph.commands.survey", "list in one pass what a program needs and the simulated device lacks", False
     ),
-    "doctor": Command("moe_graph.commands.doctor", "look at this machine: what works, and what mends the rest", False),
+    "doctor": Command("moe_graph.commands.doctor", "look at this machine: what works, and how to fix the rest", False),
     "activate": Command(
         "moe_graph.commands.switch", "start the simulated device in every Python of this environment", False
     ),
     "deactivate": Command("moe_graph.commands.switch", "undo activate", False),
-    "env": Command("moe_graph.commands.switch", 'the same for one shell: eval "$(moe-graph env)"', False),
+    "env": Command("moe_graph.commands.switch", 'activate for one shell only: eval "$(moe-graph env)"', False),
     "inspect": Command("moe_graph.dumps.inspect", "read graph dumps: summary, table of nodes, pictures", False),
     "diff": Command("moe_graph.dumps.diff_command", "compare two graph dumps, node by node, by structure", False),
     "compare-data": Command(
-        "moe_graph.data_dump.command", "compare two data dumps of GE, of an NPU and of this machine, by operator", True
+        "moe_graph.data_dump.command", "compare tensor dumps from an NPU and from here, by operator", True
     ),
     "check": Command("moe_graph.checking.command", "check converters of your own: operator, lowering, numbers", True),
     "new-operator": Command("moe_graph.template.command", "write a package with an operator of your own", False),
     "plan": Command(
         "moe_graph.planning.command",
-        "the graph of a model and what it costs, without weights and without a device",
+        "show a full-size model's graph and what it costs, without weights or a device",
         True,
     ),
     "conformance": Command(
-        "moe_graph.conformance.command", "compare torchair's declared cases on the host engine with eager PyTorch", True
+        "moe_graph.conformance.command", "run the cases that torchair's converters declare, against eager PyTorch", True
     ),
     "verify": Command(
-        "moe_graph.verification.command", "compare kernel, graph mode and fallback over a grid; a report for bugs", True
+        "moe_graph.verification.command",
+        "compare kernels and graph mode with the references; can write a bug report",
+        True,
     ),
     "status": Command(
-        "moe_graph.commands.show_status", "show what is registered for the operators, and from whom", True
+        "moe_graph.commands.show_status",
+        "show which schema, fake, kernels and converter are registered, and by whom",
+        True,
     ),
 }
 

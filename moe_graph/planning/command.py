@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "build",
         metavar="FILE:BUILD",
         nargs="?",
-        help="model.py:build, or package.module:build; a --compare file may say it",
+        help="model.py:build, or package.module:build; may be given in a --config or --compare file",
     )
     parser.add_argument("--world", type=int, metavar="N", help="plan one rank of N; torch.distributed has them all")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="which one (default 0)")
@@ -121,11 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens",
         action="append",
         metavar="WHAT",
-        help="tokens over experts: uniform, skewed, or a file; may be repeated (default both)",
+        help="how tokens go to experts: uniform, skewed, or a file; may be repeated (default: uniform and skewed)",
     )
     parser.add_argument("--figures", metavar="FILE", help="figures of the product for the estimate, as YAML")
     parser.add_argument(
-        "--memory", type=_bytes, metavar="64GiB", help="does it fit? Exit status 3 if not, with what to change first"
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="of a device, like 64GiB: does it fit? Exit status 3 if not, with what to change first",
     )
     parser.add_argument(
         "--config", metavar="FILE", help=f"settings as YAML: {', '.join(SETTINGS)}; arguments are BUILD's"

@@ -89,7 +89,7 @@ def test_doctor_says_one_command_for_the_first_thing_that_is_wrong(monkeypatch, 
         doctor.Finding("cache", "not writable", True, "export b"),
     ])  # fmt: skip
     assert doctor.main([]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "to mend it: pip install a"
+    assert capsys.readouterr().out.splitlines()[-1] == "to fix it: pip install a"
 
 
 def test_doctor_sees_a_torch_that_torch_npu_is_not_built_for(monkeypatch):

@@ -1,6 +1,7 @@
 """The page of served operators has what is declared."""
 
 import operators_page as page
+
 from moe_graph import operators
 from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.normalization import rms_norm
