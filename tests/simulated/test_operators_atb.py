@@ -244,3 +244,26 @@ def test_quantize_per_tensor():
     y = torch.zeros(2, 8, dtype=torch.int8).npu()
     torch_npu._npu_quantize_per_tensor(npu(x), npu(scale), npu(zero), y)
     assert torch.equal(y.cpu(), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_paged_cache_load(running):
+    torch.manual_seed(0)
+    keys, values = torch.randn(6, 4, 2, 3).half(), torch.randn(6, 4, 2, 5).half()
+    table, lengths = torch.tensor([[5, 0, 2], [1, 3, 4], [2, 2, 0]], dtype=torch.int32), [6, 0, 7]
+    starts = torch.tensor([5, 0, 3], dtype=torch.int32)  # the first begins in its second block
+    expected = [[], []]
+    for sequence, length in enumerate(lengths):
+        for token in range(length):
+            block = int(table[sequence, int(starts[sequence]) // 4 + token // 4])
+            for found, cache in zip(expected, (keys, values)):
+                found.append(cache[block, token % 4])
+    given = torch.tensor([0, *lengths]).cumsum(0).int() if running else torch.tensor(lengths).int()
+    operands = [x.npu() for x in (keys, values, table, given)]
+    options = dict(seq_starts=starts.npu(), cumsum=running)
+    out = [torch.zeros(13, 2, width).half().npu() for width in (3, 5)]
+    torch_npu.atb.npu_paged_cache_load(*operands, **options, key=out[0], value=out[1])
+    for found in (torch_npu.atb.npu_paged_cache_load(*operands, **options), out):
+        assert all(torch.equal(one.cpu(), torch.stack(wanted)) for one, wanted in zip(found, expected))
+    with pytest.raises(RuntimeError, match="context_lens must be from 0 to what block_table holds"):
+        torch_npu.atb.npu_paged_cache_load(*operands[:3], torch.tensor([13, 0, 0]).int().npu())

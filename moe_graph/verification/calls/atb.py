@@ -34,6 +34,8 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
     cos, sin = angles(10, 64)
     slots = torch.tensor([13, 0, 40], dtype=torch.int32)
     new, cached = r.floats(3, KEY_HEADS, WIDTH), r.floats(4, BLOCK, KEY_HEADS, WIDTH)
+    pages = torch.tensor([[2, 0], [1, 3]], dtype=torch.int32), torch.tensor([18, 5], dtype=torch.int32)
+    loaded = (r.floats(4, 16, 2, 64), r.floats(4, 16, 2, 64), *pages)
     return {
         "_npu_flash_attention": [
             Call(
@@ -93,6 +95,8 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
                 )
             )
         ],
+        "npu_paged_cache_load": [Call(loaded)],
+        "npu_paged_cache_load.out": [Call(loaded, {"key": r.floats(23, 2, 64), "value": r.floats(23, 2, 64)})],
         "_npu_quantize_per_tensor": [
             Call(
                 (r.floats(2, 64), r.scales(64).half(), r.int8(64), torch.zeros(2, 64, dtype=torch.int8)),
