@@ -110,7 +110,7 @@ def test_tables_comparison_and_memory(model, capsys, tmp_path):
         (["lost", "--world", 4, "--rank", 3], "model.py"),
         (["build", "--world", 4, "--rank", 4], "rank must be at least 0 and below the world's size 4"),
         (["nothing"], "no function 'nothing'"),
-        (["alone"], "alone must return (module, (argument, ...)), got ['builtin_function_or_method', 'Tensor']"),
+        (["alone"], "alone must return (module, (argument, ...)), got ['builtin_function_or_method', 'FakeTensor']"),
         (["build", "--rank", 3], "say of how many, with --world"),
         (["build", "--world", 4, "--tokens", "nowhere.json"], "nowhere.json: No such file"),
         (["build", "--world", 4, "--dump", "/dev/null/dumps"], "--dump /dev/null/dumps: Not a directory"),
