@@ -28,11 +28,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="exercised from torch 2.7 on"))
 
 
-def pytest_sessionfinish():
-    """What Dynamo has compiled goes before the interpreter does: a guard that is told afterwards ends in a segfault of torch 2.13."""
-    torch._dynamo.reset()
-
-
 @pytest.fixture
 def product():
     """Sets the product that is lowered for; puts the device's own back."""

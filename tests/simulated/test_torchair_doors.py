@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes.util
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -241,6 +245,29 @@ def test_tensors_over_addresses_of_the_device(dtype):
     assert not first.any() and second.any()
     with pytest.raises(RuntimeError, match="as_torch_tensors.. returned 1"):
         torchair.llm_datadist.create_npu_tensors((2, 3), torch.uint16, [first.data_ptr()])
+
+
+_MANY_TENSORS = """
+import torch, torch_npu, torchair
+memory = torch.arange(6.0).npu()
+for _ in range(50):
+    tensors = torchair.llm_datadist.create_npu_tensors((2, 3), torch.float32, [memory.data_ptr()] * 2)
+    tensors[0].add_(1)
+print(memory.tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    ctypes.util.find_library("c_malloc_debug") is None, reason="glibc's checks of the heap are not here"
+)
+def test_tensors_over_addresses_leave_the_heap_whole(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_MANY_TENSORS)
+    checks = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+    command = [sys.executable, "-m", "moe_graph", "run", "-q", str(script)]
+    done = subprocess.run(command, env={**os.environ, **checks}, capture_output=True, text=True, timeout=600)
+    assert done.stdout == "[50.0, 51.0, 52.0, 53.0, 54.0, 55.0]\n", done.stderr[-2000:]
 
 
 def test_which_aclnn_functions_there_are():
