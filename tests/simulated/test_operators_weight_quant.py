@@ -485,3 +485,27 @@ def test_grouped_matmul_by_int4_refused(changed, message):
     words = torch.zeros(E, K, N // 8, dtype=torch.int32)
     with pytest.raises((ValueError, RuntimeError), match=message):
         torch_npu.npu_grouped_matmul([int8(M, K).npu()], [words.npu()], **on_device)
+
+
+def test_grouped_matmul_swiglu_quant_of_int4_rows():
+    torch.manual_seed(4)
+    x, weight, x_scale = torch.randint(-8, 8, (4, 32)), torch.randint(-8, 8, (E, 32, N)), torch.rand(4) / 10
+    w_scale, smooth, ends = torch.rand(E, N) / 30, torch.rand(E, N // 2) + 0.5, torch.tensor([1, 3])
+    y, scale = torch.zeros(4, N // 2, dtype=torch.int8), torch.zeros(4)
+    for row, group in enumerate([0, 1, 1]):  # the last row belongs to nobody
+        c = (x[row] @ weight[group]).double() * w_scale[group].double() * float(x_scale[row])
+        values, scale[row] = quantized_swiglu(c, smooth[group].double())
+        y[row] = values
+
+    def swiglu(x, weight, w_scale, x_scale, groups, smooth):
+        return torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+            x, [weight], [w_scale], x_scale, groups, smooth_scale=smooth
+        )
+
+    check(
+        swiglu,
+        [packed(x), packed(weight), w_scale, x_scale, ends, smooth],
+        [y, scale],
+        modes=("eager", "static"),
+        rtol=1e-5,
+    )

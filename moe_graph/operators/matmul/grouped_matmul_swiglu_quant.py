@@ -1,6 +1,7 @@
 """`npu_grouped_matmul_swiglu_quant(x, weight, ...)` and `_v2`: the experts' first product, swiglu, and int8 again, in one.
 
-    x [M, K] int8   weight [E, K, N] int8, or int4 packed in int32 [E, K, N / 8] (v2: a list of one)   x_scale [M] float32
+    x [M, K] int8, or of v2 int4 packed in int32 [M, K / 8], with weights of int4, weight_scale [E, N] and no assist
+    weight [E, K, N] int8, or int4 packed in int32 [E, K, N / 8] (v2: a list of one)   x_scale [M] float32
     weight_scale  [E, N] float32; of int4 also [E, groups of K, N], and int64 or uint64 with float32 in the low 32 bits
     group_list    [E] int64: where each group's rows end; v2 with group_list_type 1: how many it has
     assist        [E, N] float32, for int4 weights (bias; v2: weight_assist_matrix, a list of one): 8 * the sum of the scaled columns
@@ -11,7 +12,7 @@
 
 Sources: npu_grouped_matmul_swiglu_quant_v2's page in the torch_npu documentation; the document of aclnnGroupedMatmulSwigluQuantWeightNZ
 (ops-transformer). v1's third result is no value of the operator's; it is 0. Sums are exact, the rest float32. Rows beyond the groups are 0
-here and not written on a device. Not served: int4 x, v1's offset. The types of Ascend 950: `grouped_matmul_swiglu_float8`.
+here and not written on a device. Not served: v1's offset. The types of Ascend 950: `grouped_matmul_swiglu_float8`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.ge import GeKernel, GeType, Planned, Tensors
 from moe_graph.operators.matmul import grouped_matmul_swiglu_float8, scaled_operands
 from moe_graph.operators.matmul.grouped_rows import CUMSUM, scaled, segments, weights
+from moe_graph.operators.quantization import int4
 from moe_graph.operators.quantization.int8 import dynamic_int8
 
 _check = Checks("npu_grouped_matmul_swiglu_quant")
@@ -43,14 +45,21 @@ def compute(
     smooth_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y and scale."""
+    x_is_int4 = x.dtype == torch.int32
+    if x_is_int4:
+        _check.dtype("weight", weight, (torch.int32, torch.uint8))
+        _check.absent("weight_assist_matrix", assist, "with x of int4")
+        x = int4.unpacked(x)
     if x.dtype != torch.int8:
-        raise NotImplementedError(f"npu_grouped_matmul_swiglu_quant: x must be int8, got {x.dtype}")
+        raise NotImplementedError(f"npu_grouped_matmul_swiglu_quant: x must be int8 or packed int4, got {x.dtype}")
     matrices, is_int4 = weights(_check, "weight", weight, x.shape[1])
     _check.size(x_scale.shape[0] == x.shape[0], "x_scale", f"of M = {x.shape[0]} rows", x_scale)
     values = torch.zeros((len(x), matrices.shape[-1] // 2), dtype=torch.float32)
     for group, rows in segments(_check, group_list, kind, len(matrices), len(x)):
         extra = None if assist is None else assist[group]
-        c = scaled(x[rows], matrices[group], weight_scale[group], extra, is_int4) * x_scale[rows].float().reshape(-1, 1)
+        c = scaled(x[rows], matrices[group], weight_scale[group], extra, is_int4 and not x_is_int4) * x_scale[
+            rows
+        ].float().reshape(-1, 1)
         left, right = c.chunk(2, -1)
         s = torch.nn.functional.silu(left) * right
         values[rows] = s if smooth_scale is None else s * smooth_scale[group].float()
@@ -171,7 +180,7 @@ def _ge_grouped_matmul_swiglu_quant_v2(
         raise NotImplementedError(f"GroupedMatmulSwigluQuantV2: quant_dtype must be DT_INT8, got {quant_dtype.name}")
     assist = [matrix for matrix in weight_assist_matrix if matrix.numel()]
     return grouped_matmul_swiglu_quant_v2(
-        x,
+        int4.packed(int4.of_carrier(x)) if x.dtype == torch.uint8 else x,
         weight,
         weight_scale,
         x_scale,
