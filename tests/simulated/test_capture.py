@@ -546,6 +546,17 @@ def test_a_whole_training_step_is_eager_bit_by_bit():
         assert torch.equal(mine.cpu(), other.cpu())
 
 
+@pytest.mark.parametrize("name", ["native_batch_norm", "_native_batch_norm_legit"])  # torchair captures the second
+def test_a_batch_norm_that_does_not_train_has_the_statistics_that_its_fake_implementation_says(name):
+    x, mean, variance = torch.randn(4, 2), torch.tensor([0.5, -1.0]), torch.tensor([3.0, 0.25])
+    operands = (x.npu(), None, None, mean.npu(), variance.npu())
+    graph, results = captured(lambda: getattr(torch.ops.aten, name)(*operands, False, 0.1, 1.0))
+    graph.replay()
+    expected = ((x - mean) / torch.sqrt(variance + 1), mean, 1 / torch.sqrt(variance + 1))
+    for result, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(result.cpu(), wanted)
+
+
 def test_an_operator_without_a_fake_implementation_is_named():
     x = torch.ones(2, 2).npu()
     with pytest.raises(

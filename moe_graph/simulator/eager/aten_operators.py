@@ -302,6 +302,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten::renorm_": _in_place(_renorm),
     "aten::_cdist_backward": _cdist_backward,
     "aten::native_batch_norm": _native_batch_norm,
+    "aten::_native_batch_norm_legit": _native_batch_norm,
     "aten::_fused_rms_norm_backward": _fused_rms_norm_backward,
     "aten::_masked_scale": lambda x, mask, scale: x * mask.to(x.dtype) * scale,
     "aten::histc": _histc,
