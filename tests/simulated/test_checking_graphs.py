@@ -21,7 +21,6 @@ EXAMPLES = {
     "moe_model.py --mode ge --steps 2 --int8": 1,
     "ep_moe.py --scenario even": 2,
     "ep_moe.py --scenario int8": 2,
-    "train_moe.py --steps 1": 1,
 }
 
 
