@@ -12,6 +12,7 @@ Importing it registers, where they are missing, the operator's schema, fake impl
 """
 
 from moe_graph.foundation import at_import  # noqa: F401  isort: skip  what needs no torch is answered before it is imported
+from moe_graph.foundation import checkout  # noqa: F401  isort: skip  where the package's parts are
 from moe_graph.foundation import torch_import  # noqa: F401  isort: skip  must come before the first import of torch
 from moe_graph import passes
 from moe_graph.foundation.contract import MoeReRoutingOutput, MoeUnRoutingOutput

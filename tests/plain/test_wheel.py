@@ -221,6 +221,13 @@ def test_the_example_runs_from_the_installed_wheel(installed, tmp_path):
 
 
 @on_simulator
+def test_the_installed_command_runs_in_the_checkout(installed, tmp_path):
+    """`python -m` finds the checkout's package before the installed one, and its parts beside it."""
+    shown = installed("-m", "moe_graph", "run", "--quiet", "examples/graph_mode.py", cwd=copied(tmp_path))
+    assert shown.startswith("graph mode on npu:0")
+
+
+@on_simulator
 def test_children_have_the_device_from_the_installed_wheel(installed, tmp_path):
     """The launcher puts the wheel's inherit/ on their path."""
     child = "import torch, moe_graph; print(torch.ones(2).npu().device, moe_graph.__file__)"
