@@ -41,8 +41,9 @@ def check_shapes(definition: Any) -> list[Finding]:
     """What the kernels of the host engine give that is not what the graph describes.
 
     A node is left out where a size that it reads is not known before the run, where its result's shape depends on values, and, with a
-    note, where the engine has no kernel that takes it. A shape is compared exactly at the graph's outputs, and by its number of elements
-    within the graph, where torchair puts views off.
+    note, where the engine has no kernel that takes it. What follows from such a node is left out, too: the graph describes its result,
+    but torchair describes a view that it puts off there as well, so the dimensions may come in another order. A shape is compared
+    exactly at the graph's outputs, and by its number of elements within the graph, where torchair puts views off.
 
     Args:
         definition: a GraphDef.
@@ -64,17 +65,21 @@ def check_shapes(definition: Any) -> list[Finding]:
         values: dict[Slot, Tensor] = {slot: value.clone() for slot, value in plan.constants.items()}
         for node in plan.data.values():
             _described_value(values, described, node, mode)
+        uncertain: set[Slot] = set()
         for index in plan.order:
             node = plan.nodes[index]
-            results = _run(node, values, found)
+            certain = uncertain.isdisjoint(node.slots)
+            results = _run(node, values, found if certain else [])
             for output, result in enumerate(results or ()):
                 values[index, output] = result
-                found += _compare(node, output, result, noted)
+                found += _compare(node, output, result, noted) if certain else []
             if results is None:
                 _described_value(values, described, node, mode)
+            if results is None or not certain:
+                uncertain.update((index, output) for output in range(len(node.outputs)))
         for position, (slot, descriptor) in enumerate(zip(plan.results, plan.outputs)):
             given = values.get(slot)
-            if given is None or not descriptor.is_fx or any(size < 0 for size in descriptor.shape):
+            if given is None or slot in uncertain or not descriptor.is_fx or any(size < 0 for size in descriptor.shape):
                 continue
             if tuple(given.shape) != descriptor.shape:
                 text = f"output {position} of the graph is described as {list(descriptor.shape)}; it is {list(given.shape)}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchair
 
 from attention import sequences
 from attention.device import assert_everywhere
+from moe_graph import testing
+from moe_graph.checking.finding import ERROR
+from moe_graph.checking.shapes import check_shapes
 from moe_graph.operators.attention.kv_quant_sparse_flash_attention import kv_quant_sparse_flash_attention
 from moe_graph.operators.attention.lightning_indexer import lightning_indexer
 from moe_graph.operators.attention.quant_lightning_indexer import quant_lightning_indexer
@@ -47,10 +51,10 @@ def chosen():
     return indices
 
 
-def test_the_chosen_keys_are_attended(chosen):
+def attended(chosen):
     key, table = cache(16, 0)
     rope, _ = cache(4, 1)
-    arguments = {
+    return {
         "query": step(16, 2),
         "key": key,
         "value": key,
@@ -61,8 +65,30 @@ def test_the_chosen_keys_are_attended(chosen):
         "attention_mode": 2,
         **common(table, "kv"),
     }
-    output, *_ = assert_everywhere(NPU.npu_sparse_flash_attention, sparse_flash_attention, arguments)
+
+
+def test_the_chosen_keys_are_attended(chosen):
+    output, *_ = assert_everywhere(NPU.npu_sparse_flash_attention, sparse_flash_attention, attended(chosen))
     assert output.isfinite().all() and output.abs().sum() > 0
+
+
+def test_a_transposed_result_that_depends_on_values_is_no_error_of_the_graph(chosen):
+    """torchair puts the transposition off and describes it at the attention, whose own shape only values tell."""
+
+    arguments = attended(chosen)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+
+    def layer(weights, *given):
+        output = NPU.npu_sparse_flash_attention(**{**arguments, **dict(zip(tensors, given))})[0]  # [T, N, D]
+        return output.transpose(0, 1) @ weights  # [N, T, D] @ [N, D, 8]
+
+    lowered: list = []
+    with testing.recorded(lowered):
+        compiled = torch.compile(layer, backend=torchair.get_npu_backend(), fullgraph=True)
+        compiled(*(tensor.npu() for tensor in (torch.randn(4, 16, 8).to(DTYPE), *tensors.values())))
+    (graph,) = lowered
+    assert graph.node_types["BatchMatMul"] == 1
+    assert [finding for finding in check_shapes(graph.definition) if finding.severity == ERROR] == []
 
 
 def test_int8_forms(chosen):
