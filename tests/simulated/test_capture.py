@@ -156,6 +156,9 @@ def test_streams_fork_and_join():
 
 
 def test_a_stream_that_does_not_come_back_is_an_error():
+    need_torch(
+        2, 9
+    )  # where a capture's end fails, torch_npu 2.8's allocator stays in the capture, and refuses all later ones
     x, side = torch.ones(3).npu(), torch.npu.Stream()
 
     def program():
@@ -200,6 +203,7 @@ def test_a_replay_after_an_input_was_freed_is_an_error():
 
 
 def test_a_replay_after_an_input_of_re_routing_was_freed_is_an_error():
+    need_torch(2, 9)  # torch_npu 2.8 does not tell a graph's pool from others: freed memory may be the graph's own
     tokens, counts = torch.ones(4, 8).half().npu(), [torch.tensor([[1, 1], [2, 0]], dtype=torch.int32).npu()]
     graph, _ = captured(lambda: torch.ops.npu.npu_moe_re_routing(tokens, counts[0]))
     graph.replay()
@@ -377,6 +381,7 @@ def test_captures_leave_nothing_behind(times):
 
 
 def test_graphs_of_an_ended_capture_that_failed_are_forgotten():
+    need_torch(2, 9)  # as above
     from moe_graph.simulator.runtime import captured as room
 
     side, before = torch.npu.Stream(), torch.npu.current_stream()
@@ -558,6 +563,7 @@ def test_a_batch_norm_that_does_not_train_has_the_statistics_that_its_fake_imple
 
 
 def test_an_operator_without_a_fake_implementation_is_named():
+    need_torch(2, 9)  # of torch_npu 2.8 to_sparse waits for the stream before it comes to that operator
     x = torch.ones(2, 2).npu()
     with pytest.raises(
         NotImplementedError, match="aten._to_sparse.default cannot be captured: it has no fake implementation"
