@@ -5,8 +5,8 @@ Importing this module starts it:
     import moe_graph.simulator
     tensor.npu()   # torch_npu's own code, on a device of host memory
 
-Which device: MOE_GRAPH_SIM_SOC = A2 (default), A3 or 950; how many: MOE_GRAPH_SIM_DEVICES (default 1); how large each is:
-MOE_GRAPH_SIM_MEMORY_GB (default 64).
+Which device: MOE_GRAPH_SIM_SOC = A2 (default), A3 or 950; how many: MOE_GRAPH_SIM_DEVICES (default 1, under torchrun as many as it
+has workers); how large each is: MOE_GRAPH_SIM_MEMORY_GB (default 64).
 Where CANN is installed it says so and stays off.
 
     device          starting it

@@ -46,6 +46,7 @@ def start() -> bool:
             print("moe_graph: CANN is on this machine, the simulated device stays off", file=sys.stderr)
             _stands_aside = True
             return False
+        _give_each_rank_a_device()
         _check_environment()
         wheel = build.wheel_folder()
         from moe_graph.foundation import torch_import  # noqa: F401  torch without its autoload of torch_npu, if it is not there yet
@@ -111,6 +112,13 @@ def _switch_on_by_environment() -> None:
         from moe_graph.simulator import report
 
         report.at_exit()
+
+
+def _give_each_rank_a_device() -> None:
+    """In a worker of torchrun, which `moe-graph run` has not started: as many devices as torchrun has workers on this machine."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if ranks.isdigit() and not os.environ.get(DEVICES_VARIABLE):
+        os.environ[DEVICES_VARIABLE] = str(max(1, min(int(ranks), MAX_DEVICES)))
 
 
 def _check_environment() -> None:

@@ -96,6 +96,16 @@ def test_torchrun_is_found_and_has_a_device_for_each_rank(tmp_path):
 
 
 @on_simulator
+@pytest.mark.parametrize("own, devices", [({}, "2"), ({"MOE_GRAPH_SIM_DEVICES": "3"}, "3")], ids=["not said", "said"])
+def test_torchruns_workers_have_a_device_each_without_run(tmp_path, own, devices):
+    """As after `moe-graph activate`: the launcher itself has no device."""
+    (tmp_path / "worker.py").write_text("import moe_graph.simulator, torch\nprint(torch.npu.device_count())")
+    environment = {**os.environ, "LOCAL_WORLD_SIZE": "2", **own}
+    run = subprocess.run([sys.executable, "worker.py"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout == f"{devices}\n", run.stderr
+
+
+@on_simulator
 def test_an_installed_command_is_run_by_its_name(tmp_path):
     (tmp_path / "test_it.py").write_text("import torch\ndef test_it(): assert torch.ones(1).npu().device.type == 'npu'")
     run = moe_graph(tmp_path, "pytest", "-q", "test_it.py")
