@@ -287,8 +287,8 @@ def _ge_alltoallv_quant_grouped_mat_mul(
     mm_x_quant_mode: int = 0,
     mm_weight_quant_mode: int = 0,
     group_size: int = 0,
-    y_dtype: GeType,
-    mm_dtype: GeType,
+    y_dtype: GeType = 28,  # type: ignore[assignment]  # undefined, which is refused; torchair always gives it
+    mm_dtype: GeType = 28,  # type: ignore[assignment]  # as y_dtype
     comm_mode: str = "",
     node: Planned,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -107,8 +107,8 @@ def _ge_quant_grouped_mat_mul_alltoallv(
     mm_weight_quant_mode: int = 0,
     comm_quant_mode: int = 0,
     group_size: int = 0,
-    y_dtype: GeType,
-    mm_dtype: GeType,
+    y_dtype: GeType = 28,  # type: ignore[assignment]  # undefined, which is refused; torchair always gives it
+    mm_dtype: GeType = 28,  # type: ignore[assignment]  # as y_dtype
     comm_quant_dtype: int = 0,
     comm_mode: str = "",
     node: Planned,
