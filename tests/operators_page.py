@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
+import marked
+
 from moe_graph import operators
 from moe_graph.operators.declaration import Operator
 
@@ -24,7 +26,7 @@ def tables(declared: Iterable[Operator]) -> str:
         text += ["", f"## {room.capitalize()}", "", "| operator | in a GE graph | what it is |", "|---|---|---|"]
         for _, of_module in groupby(of_room, key=lambda operator: operator.reference.__module__):
             text.append(_row(list(of_module)))
-    return "\n".join([*text, ""])
+    return "\n".join(text).strip()
 
 
 def _place(operator: Operator) -> tuple[str, str, str]:
@@ -39,10 +41,10 @@ def _row(of_module: list[Operator]) -> str:
     return f"| {', '.join(f'`{name}`' for name in names)} | {', '.join(types)} | {what} |"
 
 
-def between_markers(text: str) -> str:
-    return text.partition(BEGIN)[2].partition(END)[0]
+def between_markers(text: str) -> str | None:
+    """What stands between the markers of the page, None if they are missing."""
+    return marked.between(text, BEGIN, END)
 
 
 if __name__ == "__main__":
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}{tables(operators.every().values())}{END}{rest.partition(END)[2]}")
+    PAGE.write_text(marked.written(PAGE.read_text(), BEGIN, END, tables(operators.every().values()), PAGE.name))

@@ -10,6 +10,8 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
+import marked
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "verification.md"
 BEGIN, END = "<!-- verified: begin -->", "<!-- verified: end -->"
@@ -242,17 +244,12 @@ def table() -> str:
 
 def between_markers(text: str) -> str | None:
     """What stands between the markers of the page, None if they are missing."""
-    _, begin, rest = text.partition(BEGIN)
-    inside, end, _ = rest.partition(END)
-    return inside.strip() if begin and end else None
+    return marked.between(text, BEGIN, END)
 
 
 def written(text: str) -> str:
     """The page with the table between its markers."""
-    if between_markers(text) is None:
-        raise SystemExit(f"{PAGE.name} must have the markers {BEGIN} and {END}")
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    return marked.written(text, BEGIN, END, table(), PAGE.name)
 
 
 if __name__ == "__main__":
