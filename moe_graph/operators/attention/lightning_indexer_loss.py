@@ -142,9 +142,10 @@ def _chosen(check: Checks, found: Sides, sparse_indices: Tensor) -> Iterator[tup
     for at in range(found.batch):
         rows = torch.arange(found.queries.rows) < found.queries.lengths[at]
         chosen = (every[at] >= 0) & rows.unsqueeze(1)
-        if bool((every[at].masked_fill(~chosen, 0) >= found.keys.lengths[at].clamp_min(1)).any()):
+        places = every[at].masked_fill(~chosen, 0)
+        if bool((places >= found.keys.lengths[at].clamp_min(1)).any()):
             check.refuse("sparse_indices", f"below {int(found.keys.lengths[at])}, the keys", int(every[at].max()))
-        yield at, (every[at].masked_fill(~chosen, 0), chosen)
+        yield at, (places, chosen)
 
 
 def dense_lightning_indexer_softmax_lse(
