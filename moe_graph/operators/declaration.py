@@ -6,12 +6,14 @@ From that one declaration come the any-device fallback and the fake implementati
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_graph.foundation import compat, transforms
 from moe_graph.operators.ge import GeKernel
@@ -118,6 +120,17 @@ def of_torch_npu(
         namespace: see `Operator`.
     """
     return Operator(name, reference, ge=tuple(ge), namespace=namespace)
+
+
+def copying(in_place: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The reference of the form that leaves its first argument as it is, and changes a copy of it."""
+
+    @functools.wraps(in_place)
+    def copied(changed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return in_place(changed.clone(), *args, **kwargs)
+
+    copied.__doc__ = f"As {in_place.__name__}, in a copy of the first argument."
+    return copied
 
 
 def _composed_derivatives(operator: Operator, fallback: Callable) -> Callable:

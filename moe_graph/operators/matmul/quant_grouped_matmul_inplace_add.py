@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.checks import Checks
-from moe_graph.operators.declaration import of_torch_npu
+from moe_graph.operators.declaration import copying, of_torch_npu
 from moe_graph.operators.ge import GeKernel, Planned
 from moe_graph.operators.matmul import scaled_operands
 from moe_graph.operators.matmul.grouped_rows import segments
@@ -111,36 +111,7 @@ def add_quant_gmm_(
     return _added(y, x1, x2, names, x1_scale, x2_scale, group_list, group_list_type or 0)
 
 
-def add_quant_gmm(
-    y: Tensor,
-    x1: Tensor,
-    x2: Tensor,
-    x2_scale: Tensor,
-    group_list: Tensor,
-    *,
-    x1_scale: Tensor | None = None,
-    group_list_type: int | None = 0,
-    group_sizes: Sequence[int] | None = None,
-    x1_dtype: int | None = None,
-    x2_dtype: int | None = None,
-    x1_scale_dtype: int | None = None,
-    x2_scale_dtype: int | None = None,
-) -> Tensor:
-    """A copy of self with the products added."""
-    return add_quant_gmm_(
-        y.clone(),
-        x1,
-        x2,
-        x2_scale,
-        group_list,
-        x1_scale=x1_scale,
-        group_list_type=group_list_type,
-        group_sizes=group_sizes,
-        x1_dtype=x1_dtype,
-        x2_dtype=x2_dtype,
-        x1_scale_dtype=x1_scale_dtype,
-        x2_scale_dtype=x2_scale_dtype,
-    )
+add_quant_gmm = copying(add_quant_gmm_)
 
 
 def _ge_quant_grouped_matmul_inplace_add(

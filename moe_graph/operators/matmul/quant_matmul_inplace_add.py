@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.operators.checks import Checks
-from moe_graph.operators.declaration import of_torch_npu
+from moe_graph.operators.declaration import copying, of_torch_npu
 from moe_graph.operators.ge import GeKernel, Planned
 from moe_graph.operators.matmul import scaled_operands
 from moe_graph.operators.matmul.quant_matmul import check_group_sizes, of_group_size, turned
@@ -66,23 +66,7 @@ def add_quant_matmul_(
     return _added(y, x1, names[0], x2, names[1], x1_scale, x2_scale)
 
 
-def add_quant_matmul(
-    y: Tensor,
-    x1: Tensor,
-    x2: Tensor,
-    x2_scale: Tensor,
-    *,
-    x1_scale: Tensor | None = None,
-    group_sizes: Sequence[int] | None = None,
-    x1_dtype: int | None = None,
-    x2_dtype: int | None = None,
-    x1_scale_dtype: int | None = None,
-    x2_scale_dtype: int | None = None,
-) -> Tensor:
-    """A copy of input with the product added."""
-    return add_quant_matmul_(
-        y.clone(), x1, x2, x2_scale, x1_scale=x1_scale, group_sizes=group_sizes, x1_dtype=x1_dtype, x2_dtype=x2_dtype
-    )
+add_quant_matmul = copying(add_quant_matmul_)
 
 
 def _ge_quant_batch_matmul_inplace_add(
