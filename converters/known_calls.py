@@ -23,10 +23,10 @@ def value_of(argument: Any) -> Any:
 
 def all_dimensions(arguments: Arguments) -> bool:
     x = value_of(arguments["self"])
-    return not arguments["dim"] and isinstance(x, torch.Tensor) and x.dim() > 0 and not _is_950()
+    return not arguments["dim"] and isinstance(x, torch.Tensor) and x.dim() > 0 and not is_950()
 
 
-def _is_950() -> bool:
+def is_950() -> bool:
     """Does torchair lower for Ascend 950?"""
     from torchair._utils.check_platform import is_arch35
 
@@ -61,6 +61,11 @@ def leaves_gaps(arguments: Arguments) -> bool:
     return 0 not in sizes and needed > math.prod(sizes)
 
 
+def turns_other_pairs(arguments: Arguments) -> bool:
+    """Is rotary_mode another than what is lowered, on a product without a kernel that takes it?"""
+    return arguments.get("rotary_mode", "half") != "half" and arguments.get("rotate") is None and not is_950()
+
+
 def rounded_number(arguments: Arguments) -> bool:
     """Is the other operand a number that the tensor's half type does not hold?"""
     x, number = value_of(arguments["self"]), arguments["other"]
@@ -91,7 +96,7 @@ def reads_what_is_overwritten(arguments: Arguments) -> bool:
 
 def steps_in_a_half_type(arguments: Arguments) -> bool:
     """Is it of a half type? Not looked for on Ascend 950, which has a kernel for it."""
-    return value_of(arguments["input"]).dtype in (torch.float16, torch.bfloat16) and not _is_950()
+    return value_of(arguments["input"]).dtype in (torch.float16, torch.bfloat16) and not is_950()
 
 
 def hands_out_places(arguments: Arguments) -> bool:
@@ -103,7 +108,7 @@ def hands_out_places(arguments: Arguments) -> bool:
     trains = any(other.op == "placeholder" and other.name.startswith("primals") for other in node.graph.nodes)
     readers = [reader for user in node.users if user.args[1] == 1 for reader in user.users]
     harmless = (torch.ops.aten.max_pool2d_with_indices_backward.default, *(("output",) if trains else ()))
-    return any(reader.target not in harmless for reader in readers) and not _is_950()
+    return any(reader.target not in harmless for reader in readers) and not is_950()
 
 
 def loses_a_transposition(arguments: Arguments) -> bool:

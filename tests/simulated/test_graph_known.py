@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchair
+from torchair._ge_concrete_graph import auto_generated_ge_raw_ops as ge
 
 import moe_graph
 from moe_graph.converters import known
@@ -515,3 +517,86 @@ def test_attention_without_its_bias_is_told(lowered):
     without = torch.softmax(query.float() @ query.float().mT * 0.25, -1) @ query.float()
     torch.testing.assert_close(got.float(), without, rtol=2e-3, atol=2e-3)
     assert not torch.allclose(attend(query.npu(), pse.npu()).cpu().float(), without, rtol=0, atol=0.05)
+
+
+def pairs_turned(x, cos, sin):
+    return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin
+
+
+def halves_turned(x, cos, sin):
+    one, two = x.chunk(2, -1)
+    return x * cos + torch.cat([-two, one], -1) * sin
+
+
+def of_sine(function):
+    """The gradient of the sine, of results that all count 1."""
+
+    def gradient(x, cos, sin):
+        leaf = sin.clone().requires_grad_()
+        (found,) = torch.autograd.grad(function(x, cos, leaf).sum(), leaf)
+        return found
+
+    return gradient
+
+
+@pytest.mark.parametrize("of_gradient", [False, True])
+def test_a_rotary_mode_that_is_not_lowered_is_told(of_gradient, lowered):
+    need_torch(2, 13)
+    given = [torch.randn(2, 3, 2, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    named = "npu_rotary_mul_backward" if of_gradient else "npu_rotary_mul"
+    operator = getattr(torch.ops.npu, named)
+
+    def call(x, cos, sin):
+        if of_gradient:
+            return operator(torch.ones_like(x), x, cos, sin, "interleave")[2]
+        return operator(x, cos, sin, "interleave")
+
+    got, told = run(call, *given)
+    (message,) = told
+    assert f"npu.{named}.default" in message and "the halves of x are turned" in message
+    kind = "RotaryMulGrad" if of_gradient else "RotaryMul"
+    assert kind in lowered[-1].node_types
+    wrong, right = ((of_sine(f) if of_gradient else f)(*given) for f in (halves_turned, pairs_turned))
+    torch.testing.assert_close(got, wrong)
+    torch.testing.assert_close(call(*(x.npu() for x in given)).cpu(), right)
+    if not of_gradient:
+        got, told = run(pairs_turned, *given)
+        torch.testing.assert_close(got, right)
+        assert not told
+
+
+def test_a_rotating_matrix_that_is_left_out_is_told(monkeypatch):
+    """As torchair lowers for Ascend 950."""
+    need_torch(2, 13)
+    monkeypatch.setattr(torch.npu, "get_device_name", lambda: "Ascend950")
+    generator = torch.Generator().manual_seed(0)
+    x, cos, sin = (torch.randn(2, 3, 2, 16, generator=generator) for _ in range(3))
+    rotate = torch.randn(16, 16, generator=generator)
+    got, told = run(
+        lambda x, cos, sin, rotate: torch.ops.npu.npu_rotary_mul(x, cos, sin, "half", rotate), x, cos, sin, rotate
+    )
+    (message,) = told
+    assert "npu.npu_rotary_mul.default" in message and "not input @ rotate" in message
+    torch.testing.assert_close(got, halves_turned(x, cos, sin))
+
+
+@pytest.mark.parametrize(
+    "name, tensors, numbers, argument, node_type",
+    [
+        ("npu_moe_distribute_combine", 5, ("group", 2, 0, 4), "shared_expert_x", "MoeDistributeCombine"),
+        ("npu_fusion_attention_grad", 4, (2, "BNSD"), "pse", "FlashAttentionScoreGrad"),
+    ],
+)
+def test_an_argument_that_is_left_out_is_told(name, tensors, numbers, argument, node_type):
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    operator = getattr(torch.ops.npu, name).default
+    for given in (None, x):
+        node = graph.call_function(operator, (*[x] * tensors, *numbers), {argument: given})
+        known.forget()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            known.tell(node, {})
+        assert [f"without {argument}" in str(w.message) for w in seen] == [True] * (given is not None)
+    taken = inspect.signature(getattr(ge, node_type)).parameters
+    assert argument not in taken  # GE's node has no input of that name, and the converter feeds no other
