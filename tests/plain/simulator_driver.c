@@ -1,5 +1,6 @@
 /* Drives the simulated runtime without Python, for valgrind and the sanitizers: aclnnMoeReRouting, memory, copies, streams, events, handles
- * that are stale or wild, and all of it from several threads at once. */
+ * that are stale or wild, all of it from several threads at once, and communicators between these. */
+#define _GNU_SOURCE
 #include "sim.h"
 
 #include <pthread.h>
@@ -52,6 +53,9 @@ aclError aclnnMoeReRoutingGetWorkspaceSize(const aclTensor *, const aclTensor *,
 aclError aclnnMoeReRouting(void *, uint64_t, executor *, aclrtStream);
 
 aclError aclrtMemcpyAsync(void *, size_t, const void *, size_t, int32_t, aclrtStream);
+int32_t HcclCommInitAll(uint32_t, int32_t *, void **);
+int32_t HcclCommDestroy(void *);
+int32_t HcclBroadcast(void *, uint64_t, int32_t, uint32_t, void *, aclrtStream);
 typedef struct {
     int32_t handle_type, allocation_type, memory_attribute;
     struct {
@@ -387,6 +391,44 @@ static void threads(void)
     CHECK(aclrtGetMemInfo(1, &free_after, &total) == ACL_SUCCESS && free_after == free_before);
 }
 
+typedef struct {
+    int32_t device;
+    void *communicator;
+} member;
+
+static void *broadcast(void *argument)
+{
+    const member *own = argument;
+    char *data = NULL;
+    CHECK(aclrtSetDevice(own->device) == ACL_SUCCESS && aclrtMalloc((void **)&data, 64, 0) == ACL_SUCCESS);
+    for (int round = 0; round < ROUNDS; round++) {
+        uint32_t root = (uint32_t)round % 2;
+        memset(data, 10 * own->device + round % 7, 64);
+        CHECK(HcclBroadcast(data, 16, 4, root, own->communicator, NULL) == 0);
+        CHECK(data[0] == 10 * (int)root + round % 7 && data[63] == data[0]);
+        CHECK(HcclBroadcast(data, 15 + (uint64_t)own->device, 4, root, own->communicator, NULL) != 0); /* they differ */
+        CHECK(HcclBroadcast(data, own->device == 0 ? 17 : 16, 4, root, own->communicator, NULL) != 0); /* past the end */
+    }
+    CHECK(aclrtFree(data) == ACL_SUCCESS && HcclCommDestroy(own->communicator) == 0);
+    return NULL;
+}
+
+static void communicators(void)
+{
+    int32_t devices[] = {0, 1}, twice[] = {1, 1}, wild[] = {0, 64};
+    void *made[2];
+    pthread_t all[2];
+    CHECK(setenv("MOE_GRAPH_SIM_DEVICES", "2", 1) == 0);
+    CHECK(HcclCommInitAll(2, twice, made) != 0 && HcclCommInitAll(2, wild, made) != 0 && HcclCommInitAll(2, NULL, made) != 0);
+    CHECK(HcclCommInitAll(2, devices, made) == 0);
+    member members[] = {{0, made[0]}, {1, made[1]}};
+    for (size_t i = 0; i < 2; i++)
+        CHECK(pthread_create(&all[i], NULL, broadcast, &members[i]) == 0);
+    for (size_t i = 0; i < 2; i++)
+        CHECK(pthread_join(all[i], NULL) == 0);
+    CHECK(HcclCommDestroy(made[0]) != 0 && HcclBroadcast(NULL, 0, 4, 0, made[1], NULL) != 0);
+}
+
 int main(void)
 {
     const int32_t good[] = {1, 2, 0, 2, 0, 2}, short_sum[] = {1, 2, 0, 2, 0, 1}, long_sum[] = {1, 2, 0, 2, 0, 3}, negative[] = {1, 2, -1, 2, 0, 2};
@@ -411,6 +453,7 @@ int main(void)
     virtual_memory();
     bad_views();
     threads();
+    communicators();
     puts("ok");
     return 0;
 }

@@ -257,6 +257,29 @@ if __name__ == "__main__":
     assert done.stdout.split("\n")[:2] == ["npu:0 [0.0, 2.0, 4.0, 6.0] [7.0, 7.0, 7.0]", "0"], done.stderr[-2000:]
 
 
+def test_devices_of_one_process_share_a_batch():
+    """torch.nn.DataParallel's step is the one of the module alone on the CPU."""
+    code = """
+import copy
+import torch, torch_npu
+import torch.nn.parallel.comm as comm
+torch.manual_seed(0)
+alone = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5).eval(), torch.nn.Linear(5, 2))
+module = torch.nn.DataParallel(copy.deepcopy(alone).npu(), device_ids=[0, 1])
+x = torch.randn(5, 3)
+module(x.npu()).square().sum().backward()
+alone(x).square().sum().backward()
+for ours, theirs in zip(module.parameters(), alone.parameters()):
+    torch.testing.assert_close(ours.grad.cpu(), theirs.grad)
+for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.int64):
+    sent = torch.arange(5, device="npu:1").to(dtype)
+    for device, got in zip((1, 0), comm.broadcast(sent, devices=[1, 0])):
+        assert got.device.index == device and torch.equal(got.cpu(), sent.cpu())
+print("equal")
+"""
+    assert run(code, "--devices", "2").endswith("equal")
+
+
 def test_the_version_of_cann_can_be_set(monkeypatch):
     library = ctypes.CDLL(None)
     found = ctypes.create_string_buffer(520)
