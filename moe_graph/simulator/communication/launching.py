@@ -26,7 +26,7 @@ from torch._C._distributed_c10d import ProcessGroupGloo, _DistributedBackendOpti
 
 from moe_graph.simulator.communication import black_box, call, place
 from moe_graph.simulator.communication.call import Call
-from moe_graph.simulator.communication.operands import check_contiguous
+from moe_graph.simulator.communication.operands import check_sendable
 from moe_graph.simulator.communication.order import SLICE, Order
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import captured, launches, native
@@ -212,7 +212,7 @@ class Launcher(dist.ProcessGroup):
         if kind not in self._meshes:
             raise RuntimeError(f"No backend type associated with device type {kind}")
         for tensor in tensors:
-            check_contiguous(operation, tensor)
+            check_sendable(operation, tensor)
         queued = native.may_wait_in_queue() if kind == "npu" else None
         if queued is not None and queued():
             torch.npu.current_stream().synchronize()

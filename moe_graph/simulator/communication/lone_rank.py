@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed import distributed_c10d as c10d
 
 from moe_graph.simulator.communication import group
-from moe_graph.simulator.communication.operands import check_contiguous
+from moe_graph.simulator.communication.operands import check_sendable
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import launches
 
@@ -89,7 +89,7 @@ class LoneRank(group.SimulatedHccl):
                     f"{operation}: rank {self._rank} of {self._size} runs without the others, so its tensors must be fake; "
                     f"got one with values, {tensor.dtype} {tuple(tensor.shape)}"
                 )
-            check_contiguous(operation, tensor)
+            check_sendable(operation, tensor)
         return self._meshes["npu"], list(tensors)
 
     def _issue(self, work: SimulatedWork, start: Callable[[], Any]) -> SimulatedWork:

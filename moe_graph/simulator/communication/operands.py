@@ -8,11 +8,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from moe_graph.simulator.runtime.tensors import is_npu
 
 _REFUSED_REDUCTIONS = ("BAND", "BOR", "BXOR")  # torch_npu's list; bitwise reductions are not in HCCL
 _REDUCTIONS = ("SUM", "AVG", "PRODUCT", "MIN", "MAX", "PREMUL_SUM")
 _WIDER = {torch.int16: torch.int32}  # dtypes that HCCL reduces and gloo does not, and what gloo reduces instead
 _SMALL = (torch.bool, torch.uint8)  # HCCL reduces them as int32
+_BASE_FORMATS = (0, 1, 2, 27, 30)  # NCHW, NHWC, ND, NDHWC, NCDHW
 _FACTORED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -25,12 +29,17 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def check_contiguous(operation: str, tensor: Tensor) -> None:
-    """Raises ValueError, as HCCL refuses it, unless the tensor is contiguous."""
+def check_sendable(operation: str, tensor: Tensor) -> None:
+    """As HCCL refuses it: raises ValueError unless the tensor is contiguous, RuntimeError for a part of one in a private format."""
     if not tensor.is_contiguous():
         raise ValueError(
             f"Tensors must be contiguous: {operation} got strides {tensor.stride()} of {tuple(tensor.shape)}"
         )
+    if tensor.storage_offset() and is_npu(tensor) and not isinstance(tensor, FakeTensor):
+        import torch_npu
+
+        if int(torch_npu.get_npu_format(tensor)) not in _BASE_FORMATS:
+            raise RuntimeError(f"For a tensor of internal format, it's storage_offset must be 0: {operation}")
 
 
 def size_of(tensor: Tensor) -> int:

@@ -377,6 +377,13 @@ def case_parts_of_tensors():
     whole[1:3].copy_(mine())
     dist.all_reduce(whole[1:3])
     same(whole, torch.cat([torch.zeros(1, 3), sum(values(rank) for rank in RANKS), torch.zeros(1, 3)]))
+    torch.npu.config.allow_internal_format = True
+    fractal = torch_npu.npu_format_cast(torch.ones(64, 32).npu(), 29)
+    torch.npu.config.allow_internal_format = False
+    dist.all_reduce(fractal)
+    same(fractal, torch.full((64, 32), float(len(RANKS))))
+    text = "For a tensor of internal format, it's storage_offset must be 0"
+    refuses(lambda: dist.broadcast(fractal[32:], 0), RuntimeError, text)
 
 
 def case_barrier_and_names():
