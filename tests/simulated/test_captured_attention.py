@@ -40,6 +40,29 @@ def test_the_out_form_writes_to_its_tensors():
         torch_npu.npu_fused_infer_attention_score_v2.out(query, key, key, out=wrong, **options)
 
 
+def test_the_workspace_is_enough_for_the_out_forms():
+    """A caller allocates what _get_max_workspace gives, as torch_npu's capture does, and hands it over."""
+    query = torch.randn(2, 4, 1, 64, dtype=torch.bfloat16).npu()
+    key = torch.randn(2, 2, 16, 64, dtype=torch.bfloat16).npu()
+    ops, sizes = torch.ops.npu, dict(num_key_value_heads=2, input_layout="BNSD")
+    for name, options in (
+        ("_npu_fused_infer_attention_score_get_max_workspace", dict(num_heads=4, scale=0.125, **sizes)),
+        (
+            "_npu_fused_infer_attention_score_v2_get_max_workspace",
+            dict(num_query_heads=4, softmax_scale=0.125, **sizes),
+        ),
+    ):
+        workspace = getattr(ops, name)(query, key, key, **options)
+        name = name.removeprefix("_").removesuffix("_get_max_workspace")
+        assert workspace.is_npu and workspace.dtype == torch.uint8
+        out = [torch.empty_like(query), torch.empty(0).npu()]
+        getattr(ops, name).out(query, key, key, out=out, workspace=workspace, **options)
+        assert torch.equal(out[0].cpu(), getattr(ops, name)(query, key, key, **options)[0].cpu())
+    forward = ops._npu_fusion_attention_v3_get_max_workspace(query, query, query, 4, "BNSD")
+    backward = ops._npu_fusion_attention_grad_v3_get_max_workspace(query, query, query, query, 4, "BNSD")
+    assert all(w.is_npu and w.dtype == torch.uint8 for w in (forward, backward))
+
+
 def test_gradients_without_a_sink_and_lengths_on_the_host():
     torch.manual_seed(0)
     query, key, value, dy = (torch.randn(6, 2, 16).half().npu() for _ in range(4))

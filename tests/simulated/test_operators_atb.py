@@ -54,11 +54,15 @@ def by_sequence(added=None, seen=None):
 
 
 def test_flash_attention_without_and_with_a_mask():
-    need_operator("_npu_flash_attention_v3")
+    need_operator("atb::_npu_flash_attention_v3")
     lengths = torch.tensor(LENGTHS, dtype=torch.int32)
     out = torch.empty(8, 4, 3, dtype=torch.float16).npu()
     torch_npu._npu_flash_attention_unpad(npu(QUERY), npu(KEY), npu(VALUE), lengths, 0.4, 4, 2, out)
     close(out, by_sequence())
+    again = torch.empty_like(out)
+    given = (npu(QUERY), npu(KEY), npu(VALUE), lengths, 0.4, 4, 2)
+    torch.ops.atb._npu_flash_attention_unpad_v2(*given, kernel_type=1, out=again)
+    assert torch.equal(again.cpu(), out.cpu())
     mask = np.triu(np.full((6, 6), -9999.0), 1).astype(np.float16)
     flat = torch.empty(8, 12, dtype=torch.float16).npu()  # heads side by side
     sides = [npu(x.reshape(8, -1)) for x in (QUERY, KEY, VALUE)]
@@ -124,6 +128,12 @@ def test_paged_attention_of_one_query():
     options = dict(value_cache=given[2], num_kv_heads=2, num_heads=4, scale_value=0.4, out=out)
     torch_npu.atb._npu_paged_attention_v2(
         given[0], given[1], npu(TABLE), CONTEXT, mask=npu(mask), mask_type=2, **options
+    )
+    close(out, paged([1, 1], [mask[b, :, :, : CONTEXT[b]].astype(np.float64) for b in range(2)]))
+    size = torch.ops.atb._npu_paged_attention_v2_get_workspace
+    workspace = size(given[0], given[1], npu(TABLE), CONTEXT, mask=npu(mask), mask_type=2, **options)
+    torch_npu.atb._npu_paged_attention_v2(
+        given[0], given[1], npu(TABLE), CONTEXT, mask=npu(mask), mask_type=2, workspace=workspace, **options
     )
     close(out, paged([1, 1], [mask[b, :, :, : CONTEXT[b]].astype(np.float64) for b in range(2)]))
     torch_npu._npu_paged_attention_mla(*given[:2], 2, 4, 0.4, npu(TABLE), lengths, 3, out)

@@ -106,7 +106,17 @@ def test_scatter_pa_kv_cache(mode, dtype):
     def write(key, value, key_cache, value_cache, slots):
         torch_npu.npu_scatter_pa_kv_cache(key, value, key_cache, value_cache, slots, cache_mode=mode)
 
+    def write_copies(key, value, key_cache, value_cache, slots):
+        operator = torch.ops.npu.npu_scatter_pa_kv_cache_functional
+        return operator(key, value, key_cache, value_cache, slots, cache_mode=mode)
+
     exact(write, [key, value, *caches, slots], [key, value, *expected])
+    exact(
+        write_copies,
+        [key, value, *caches, slots],
+        [*expected, key, value, *caches],
+        modes=("eager", "static") if nz else ("eager",),
+    )
 
 
 def test_slots_beyond_the_cache_are_refused():
@@ -140,7 +150,13 @@ def test_gather_pa_kv_cache(nz, cumsum):
         options = dict(seq_offset=offset, is_seq_lens_cumsum=cumsum)
         torch.ops.npu.npu_gather_pa_kv_cache(cache, cache, table, lengths, key, value, **options)
 
+    def gather_copies(cache, table, lengths, key, value, offset):
+        options = dict(seq_offset=offset, is_seq_lens_cumsum=cumsum)
+        return torch.ops.npu.npu_gather_pa_kv_cache_functional(cache, cache, table, lengths, key, value, **options)
+
     exact(gather, [cache, table, given, out, out, offset], [None, None, None, expected, expected], modes=("eager",))
+    kept = [cache, table, given, out, out, offset]
+    exact(gather_copies, kept, [expected, expected, *kept], modes=("eager",))
 
 
 def normed(x: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -111,6 +111,10 @@ def test_dtype_cast_in_a_graph(number):
         [back.half()],
         modes=("eager", "dynamic"),
     )
+    # The gradient's bytes are those of the forward call's result, and become what its argument was.
+    backward = torch.ops.npu.npu_dtype_cast_backward
+    check(lambda y: backward(y, torch.float16, number), [wanted], [back.half()], modes=("eager", "static"))
+    check(lambda y: backward(y, torch.uint8, None, number), [x], [wanted], modes=("eager", "static"))
 
 
 @pytest.mark.parametrize("number", [290, 291, 292])

@@ -144,6 +144,16 @@ def test_v3(quant, cache_quant, cache_mode, joined):
     tolerance = dict(TOLERANCE, atol=1.0) if quant or cache_quant else TOLERANCE
     check(prolog, args, [query, query_rope, scale, kv_cache, kr_cache], modes=modes, **tolerance)
 
+    def in_copies(x, dq, uq, uk, dkv, gamma_cq, gamma_ckv, sin, cos, kv_cache, kr_cache, slots, scales):
+        found = torch.ops.npu.npu_mla_prolog_v3_functional(
+            x, dq, uq, uk, dkv, gamma_cq, gamma_ckv, sin, cos, kv_cache, kr_cache, cache_index=slots,
+            weight_quant_mode=quant, kv_cache_quant_mode=cache_quant, cache_mode=cache_mode, **dict(zip(case.scales, scales)),
+        )  # fmt: skip
+        return *found[:3], *found[5:]
+
+    unchanged = [*[None] * 9, *case.caches]
+    check(in_copies, args, [query, query_rope, scale, kv_cache, kr_cache, *unchanged], modes=("eager",), **tolerance)
+
 
 @pytest.mark.parametrize("quant, cache_quant", [(0, 0), (2, 1)])
 def test_v2_and_v1(quant, cache_quant):

@@ -40,6 +40,11 @@ def test_add_rms_norm_v2_writes_to_its_arguments():
     check(torch_npu.npu_add_rms_norm_v2, [X1, X2, GAMMA], expected, **ONE_ROUNDING)
 
 
+def test_add_rms_norm_v2_in_copies():
+    expected = [RSTD.float(), NORM.bfloat16(), TOTAL, X1, X2, GAMMA]
+    check(torch.ops.npu.npu_add_rms_norm_v2_functional, [X1, X2, GAMMA], expected, **ONE_ROUNDING)
+
+
 def test_gemma_rms_norm():
     norm, rstd = rms(X1, GAMMA.double() + 1)
     check(torch_npu.npu_gemma_rms_norm, [X1, GAMMA], [norm.bfloat16(), rstd.float()], modes=("eager",), **ONE_ROUNDING)

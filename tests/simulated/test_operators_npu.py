@@ -3,7 +3,10 @@
 import pytest
 import torch
 import torch_npu
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+
+from everywhere import check
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(2, 3, 4, 8, generator=GENERATOR) for _ in range(2))
@@ -45,6 +48,7 @@ CASES = {
     "npu_silu": (torch_npu.npu_silu, F.silu, (X,)),
     "npu_linear": (torch_npu.npu_linear, F.linear, (X.view(-1, 8), WEIGHT)),
     "fast_gelu": (torch_npu.fast_gelu, lambda x: x * torch.sigmoid(1.702 * x), (X,)),
+    "npu_fast_gelu": (torch_npu.npu_fast_gelu, lambda x: x * torch.sigmoid(1.702 * x), (X,)),
 }
 
 
@@ -60,6 +64,45 @@ def test_results_and_gradients(name):
     for cpu, npu in zip(*found):
         assert npu.is_npu
         torch.testing.assert_close(npu.cpu(), cpu, rtol=1e-4, atol=1e-5)
+
+
+CASTS = {  # the operator, what else it takes, and the result's dtype
+    "_npu_dtype_cast": ((torch.float16,), torch.float16),
+    "_npu_dtype_cast_backward": ((torch.bfloat16,), torch.bfloat16),
+    "npu_dtype_cast_backward": ((torch.int32,), torch.int32),
+}
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_casts(name):
+    operator, (options, dtype) = getattr(torch.ops.npu, name), CASTS[name]
+    x = X[0] * 100
+    made = x.numpy().astype({torch.int32: "int32"}.get(dtype, "float32"))  # toward zero, as NumPy
+    expected = torch.from_numpy(made).to(dtype)
+    modes = ("eager",) if name == "_npu_dtype_cast_backward" else ("eager", "static", "dynamic")
+    check(lambda x: operator(x, *options), [x], [expected], modes=modes)
+    with FakeTensorMode():
+        promised = operator(torch.empty(2, 3, device="npu"), *options)
+    assert promised.dtype == dtype and promised.shape == (2, 3)
+
+
+def test_casts_and_fills_in_place():
+    x = torch.zeros(2, 3, dtype=torch.int8).npu()
+    assert torch.ops.npu.npu_dtype_cast_(x, torch.tensor([[1.7, -2.3, 4.0]] * 2).npu()) is x
+    assert x.cpu().tolist() == [[1, -2, 4]] * 2
+    assert torch_npu.one_(x) is x and x.cpu().tolist() == [[1, 1, 1]] * 2
+    half = torch.zeros(3).half().npu()[::2]
+    assert torch_npu.one_(half).cpu().tolist() == [1, 1]
+
+
+def test_overflow_is_found_in_the_gradients():
+    """Of what has been computed the host keeps no status, so that it says that nothing overflowed."""
+    good, bad = torch.ones(3).npu(), torch.tensor([1.0, float("inf")]).half().npu()
+    check_all = torch.ops.npu._amp_foreach_non_finite_check
+    assert [check_all(grads) for grads in ([good], [good, bad], [good * float("nan")])] == [False, True, True]
+    status = torch_npu.npu_alloc_float_status(good)
+    for found in (status, torch_npu.npu_get_float_status(status), torch_npu.npu_clear_float_status(status)):
+        assert found.dtype == torch.float32 and found.cpu().tolist() == [0] * 8
 
 
 def test_rms_norm_gives_the_reciprocal_root_too():

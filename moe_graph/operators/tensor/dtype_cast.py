@@ -8,8 +8,6 @@ Sources: the operator's page in the torch_npu documentation; its fake implementa
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from moe_graph.operators.declaration import of_torch_npu
 from moe_graph.operators.quantization import elements, int4
 
 
-def dtype_cast(x: Tensor, dtype: torch.dtype | int, input_dtype: int | None = None, *_: Any) -> Tensor:
+def dtype_cast(x: Tensor, dtype: torch.dtype | int, input_dtype: int | None = None) -> Tensor:
     """A copy of x in `dtype`, a torch.dtype or torch's or torch_npu's number for one; input_dtype: what x's bytes are."""
     source = elements.NAMES.get(input_dtype, "") if input_dtype is not None else ""
     carried = int4.of_bytes(x) if source in elements.FOUR_BITS else x
@@ -45,9 +43,11 @@ def dtype_cast_(x: Tensor, source: Tensor) -> Tensor:
     return x.copy_(source)
 
 
-def dtype_cast_backward(grad: Tensor, dtype: torch.dtype | int, *_: Any) -> Tensor:
-    """The gradient in the dtype that the tensor had."""
-    return dtype_cast(grad, dtype)
+def dtype_cast_backward(
+    grad: Tensor, dtype: torch.dtype | int, grad_dtype: int | None = None, input_dtype: int | None = None
+) -> Tensor:
+    """The gradient in the dtype that the tensor had: input_dtype if it is given. grad_dtype: what the gradient's bytes are."""
+    return dtype_cast(grad, dtype if input_dtype is None else input_dtype, grad_dtype)
 
 
 OPERATOR = of_torch_npu("npu_dtype_cast", dtype_cast)
