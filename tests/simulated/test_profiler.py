@@ -59,3 +59,32 @@ def test_a_program_is_told_once_that_times_are_the_hosts(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("moe_graph: the device is simulated: what is profiled, and its times, are the host's") == 1
+
+
+def test_an_observer_that_computes_with_what_it_records_is_not_called_by_that_again(monkeypatch, tmp_path):
+    need_torch(2, 7)
+    monkeypatch.setenv("ENABLE_PYTORCH_EXECUTION_TRACE_SAVE_INTEGRAL_TENSOR_RANGE", "1")
+    x, index = torch.tensor([[1, 2], [3, 4]]).npu(), torch.tensor([[0, 0], [1, 0]]).npu()
+    observer, path = torch.profiler.ExecutionTraceObserver(), tmp_path / "trace.json"
+    observer.register_callback(str(path))
+    with torch_npu.profiler.profile(
+        activities=[torch_npu.profiler.ProfilerActivity.CPU], record_shapes=True, execution_trace_observer=observer
+    ):
+        torch.gather(x, 1, index)
+    observer.unregister_callback()
+    (gather,) = (node for node in json.loads(path.read_text())["nodes"] if node["name"] == "aten::gather")
+    assert gather["inputs"]["types"] == ["Tensor(long int)", "Int", "Tensor(long int)", "Bool"]
+    ranges = [attribute["value"] for attribute in gather["attrs"] if attribute["name"] == "tensor_range"]
+    assert ranges == ['{"0":[1,4],"1":[0,1]}']
+
+
+def test_operators_are_recorded_again_after_recording_was_off():
+    need_torch(2, 7)
+    x = torch.ones(3).npu()
+    with torch.profiler.profile() as profile:
+        torch._C._autograd._enable_record_function(False)
+        x * 2
+        x - 2
+        torch._C._autograd._enable_record_function(True)
+        x + 2
+    assert not {"aten::mul", "aten::sub"} & names(profile) and "aten::add" in names(profile)

@@ -6,7 +6,9 @@ memory, is that again on the NPU; what is fresh becomes a new NPU tensor. Device
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -34,7 +36,10 @@ from moe_graph.simulator.runtime.tensors import (
 )
 
 _CPU = torch.device("cpu")
-_is_profiled = torch._C._autograd._profiler_enabled
+_torch = ctypes.PyDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+# bool at::hasCallbacks() and bool at::isRecordFunctionEnabled(): are there profilers, or others that record operators, and may they now?
+_has_recorders, _may_be_recorded = _torch._ZN2at12hasCallbacksEv, _torch._ZN2at23isRecordFunctionEnabledEv
+_has_recorders.restype = _may_be_recorded.restype = ctypes.c_bool
 _NOT_RESIZABLE = "resize storage that is not resizable"
 
 
@@ -79,7 +84,7 @@ class Operator:
                 if self._wants_seed(args, kwargs):
                     raise NotImplementedError(f"{self.overload}: dropout in a captured graph is not modelled")
                 return record.record(self, args, kwargs, device, stream)
-        compute = self._unrecorded if _is_profiled() else self._call
+        compute = self._unrecorded if _has_recorders() and _may_be_recorded() else self._call
         if (
             compat.is_cpu_autocast_enabled()
         ):  # the NPU's dtypes are settled already, the CPU's autocast must not change them
@@ -88,7 +93,7 @@ class Operator:
         return compute(args, kwargs)
 
     def _unrecorded(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The profiler has recorded the operator; those that it is computed by are no launches of a device's."""
+        """Profilers have recorded the operator; those that it is computed by are no launches of a device's."""
         torch._C._autograd._enable_record_function(False)
         try:
             return self._call(args, kwargs)
