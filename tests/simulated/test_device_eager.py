@@ -194,6 +194,34 @@ def test_gradients_of_matmul_broadcast(shapes):
         torch.testing.assert_close(npu.grad.cpu(), cpu.grad)
 
 
+@pytest.mark.parametrize("indices", [torch.int32, torch.int64])
+@pytest.mark.parametrize("offsets", [torch.int32, torch.int64])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_embeddings_have_gradients_by_either_kind_of_index(indices, offsets, mode):
+    """The indices that the operator gives back are int32 where both arguments are (op-plugin's EmbeddingBagNpuOpApi.cpp)."""
+    number = ["sum", "mean", "max"].index(mode)
+    weight = X.to("npu", copy=True).requires_grad_()
+    result, *places = torch.embedding_bag(
+        weight,
+        torch.tensor([2, 1, 1, 0], dtype=indices, device="npu"),
+        torch.tensor([0, 1], dtype=offsets, device="npu"),
+        mode=number,
+    )
+    assert {place.dtype for place in places} == {torch.promote_types(indices, offsets)}
+    rows = X[[1, 1, 0]]
+    second = {"sum": rows.sum(0), "mean": rows.mean(0), "max": rows.max(0).values}[mode]
+    torch.testing.assert_close(result.cpu(), torch.stack([X[2], second]))
+    result.sum().backward()
+    zero_wins = (X[0] > X[1]).float()
+    shares = {
+        "sum": [torch.ones(6), 2 * torch.ones(6)],
+        "mean": [torch.full((6,), 1 / 3), torch.full((6,), 2 / 3)],
+        "max": [zero_wins, 1 - zero_wins],
+    }[mode]
+    expected = torch.stack([*shares, torch.ones(6)])
+    torch.testing.assert_close(weight.grad.cpu()[:3], expected)
+
+
 def test_a_step_of_training():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.LayerNorm(8), torch.nn.GELU(), torch.nn.Linear(8, 3))

@@ -37,7 +37,6 @@ INDICES = {
         ),
         ("index",),
     ),
-    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), ("indices", "offsets")),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), ("indices",)),
     "searchsorted": ("sorter",),
 }
