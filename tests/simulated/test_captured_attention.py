@@ -27,6 +27,32 @@ def test_lengths_change_between_replays(version):
         assert torch.equal(captured.cpu(), expected), given
 
 
+def test_lengths_of_training_change_between_replays():
+    torch.manual_seed(0)
+    query, key, value, dy = (torch.randn(6, 4, 16).half().npu() for _ in range(4))
+
+    def step(ends):
+        lengths = dict(actual_seq_qlen=ends, actual_seq_kvlen=ends)
+        out, maximum, total, *_ = torch_npu.npu_fusion_attention_v3(query, key, value, 4, "TND", scale=0.25, **lengths)
+        states = dict(softmax_max=maximum, softmax_sum=total, attention_in=out, scale_value=0.25)
+        grads = torch_npu.npu_fusion_attention_grad_v3(query, key, value, dy, 4, "TND", **states, **lengths)
+        return out, maximum, total, *grads[:3]
+
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, stream=torch.npu.Stream(), auto_dispatch_capture=True):
+        captured = step(torch.tensor([2, 6]))
+    for ends in ([2, 6], [5, 6], [1, 6]):
+        given = torch.tensor(ends)
+        expected = [x.cpu() for x in step(given)]
+        graph.replay()
+        graph.update(cpu_update_input=[dict(actual_seq_qlen=given, actual_seq_kvlen=given)] * 2)
+        torch.npu.synchronize()
+        assert all(torch.equal(found.cpu(), wanted) for found, wanted in zip(captured, expected)), ends
+    out = [torch.empty_like(query), *(torch.empty(6, 4, 8).npu() for _ in range(3)), *torch.zeros(2, 1).long().npu()]
+    with pytest.raises(NotImplementedError, match="fusion_attention_v3.out: keep_prob must be 1, got 0.5"):
+        torch.ops.npu.npu_fusion_attention_v3.out(query, key, value, 4, "TND", keep_prob=0.5, out=out)
+
+
 def test_the_out_form_writes_to_its_tensors():
     query = torch.randn(2, 4, 1, 64, dtype=torch.bfloat16).npu()
     key = torch.randn(2, 2, 16, 64, dtype=torch.bfloat16).npu()
@@ -85,3 +111,45 @@ def test_gradients_without_a_sink_and_lengths_on_the_host():
     for found, wanted in zip(captured, step()):
         assert found.shape == wanted.shape and torch.equal(found.cpu(), wanted.cpu())
     assert captured[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_dropout_draws_anew_in_each_replay(parallel):
+    """As the same calls outside of the graph, from the same state of the generator; the gradient takes the mask of its replay."""
+    query, dy = torch.zeros(1, 1, 16, 16).half().npu(), torch.eye(16).half().npu().view(1, 1, 16, 16)
+    ones = dy.clone()
+
+    def step():
+        out, maximum, total, _, seed, offset = torch.ops.npu.npu_fusion_attention_v3(
+            query, query, ones, 1, "BNSD", keep_prob=0.5, gen_mask_parallel=parallel
+        )
+        noise = torch.rand(3, device="npu")
+        states = dict(softmax_max=maximum, softmax_sum=total, attention_in=out, seed=seed, offset=offset)
+        gradient = torch.ops.npu.npu_fusion_attention_grad_v3(
+            query, query, ones, dy, 1, "BNSD", keep_prob=0.5, **states
+        )
+        return out, noise, gradient[2], seed, offset
+
+    torch.npu.manual_seed(5)
+    eager = [[x.cpu() for x in step()] for _ in range(2)]
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        captured = step()
+    assert captured[3].is_npu and captured[4].is_npu and not eager[0][3].is_npu
+    torch.npu.manual_seed(5)
+    for wanted in eager:
+        graph.replay()
+        found = [x.cpu() for x in captured]
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted))
+    assert not torch.equal(eager[0][0], eager[1][0])
+    for out, _, of_value, _, _ in eager:  # equal scores, 1/16 each, doubled where they are kept
+        assert set(out.unique().tolist()) == {0.0, 0.125} and 64 < int((out > 0).sum()) < 192
+        assert torch.equal(of_value[0, 0].T, out[0, 0])
+
+
+def test_dropout_whose_seed_is_a_number_cannot_be_captured():
+    query = torch.zeros(1, 1, 16, 16).half().npu()
+    graph = torch.npu.NPUGraph()
+    with pytest.raises(RuntimeError, match="dropout cannot be captured.*npu_fusion_attention_v3"):
+        with torch.npu.graph(graph):
+            torch.ops.npu.npu_fusion_attention(query, query, query, 1, "BNSD", keep_prob=0.5)

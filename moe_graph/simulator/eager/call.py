@@ -63,6 +63,7 @@ class Operator:
         self._across = _Across(everywhere, everywhere or qualified in LISTS_ACROSS_DEVICES)
         self._host_results = HOST_RESULTS.get(qualified, ())
         self._names = [argument.name for argument in schema.arguments] if qualified in SEEDED else []
+        self._seeds_are_results = qualified in HOST_RESULTS  # tensors, which are the device's in a captured graph
         self.position = eager_random.generator_position(overload)
         by_tag = torch.Tag.nondeterministic_seeded in overload.tags and qualified not in SEEDED | GIVEN_SEED
         self.draws = self.position is not None or by_tag
@@ -81,9 +82,13 @@ class Operator:
             if state == captured.WAITING:
                 raise captured.failure(str(self.overload), 507046)
             if state != captured.ORDINARY:
-                if self._wants_seed(args, kwargs):
-                    raise NotImplementedError(f"{self.overload}: dropout in a captured graph is not modelled")
-                return record.record(self, args, kwargs, device, stream)
+                wants_seed = self._wants_seed(args, kwargs)
+                if wants_seed and not self._seeds_are_results:
+                    raise RuntimeError(
+                        f"{self.overload}: dropout cannot be captured, as its seed is a number of the host's; "
+                        "npu_fusion_attention_v3 has it in a tensor"
+                    )
+                return record.record(self, args, kwargs, device, stream, wants_seed)
         compute = self._unrecorded if _has_recorders() and _may_be_recorded() else self._call
         if (
             compat.is_cpu_autocast_enabled()

@@ -53,8 +53,10 @@ def _device(values: Any) -> torch.device | None:
     return None
 
 
-def record(operator: Operator, args: tuple, kwargs: dict[str, Any], device: torch.device, stream: int) -> Any:
-    """The operator's results, with memory and no values yet; a replay computes them.
+def record(
+    operator: Operator, args: tuple, kwargs: dict[str, Any], device: torch.device, stream: int, seeded: bool = False
+) -> Any:
+    """The operator's results, with memory and no values yet; a replay computes them. `seeded`: its function takes a seed and an offset.
 
     Raises torch_npu's error of a wait for a captured stream if the host needs values, NotImplementedError if the operator has no fake
     implementation, and what that raises.
@@ -80,8 +82,8 @@ def record(operator: Operator, args: tuple, kwargs: dict[str, Any], device: torc
         borrowed_view(npu) if fresh and npu.device.type == "npu" else npu if fresh else None for npu, fresh in made
     ]
     function = operator.function
-    if operator.draws and result_device.type == "npu":
-        function = _drawing(operator, function, args, kwargs, result_device, graph)
+    if (operator.draws or seeded) and result_device.type == "npu":
+        function = _drawing(operator, function, args, kwargs, result_device, graph, seeded)
     new = [npu for npu, fresh in made if fresh and npu.device.type == "npu"]
     launch = _launch(operator, function, cpu_args, cpu_kwargs, targets)
     captured.record(stream, name, launch, arguments.device_tensors(), new)
@@ -245,7 +247,9 @@ class Arguments:
         return torch.empty_strided(meta.size(), strides, dtype=meta.dtype, device=device, **pinned), True
 
 
-def _drawing(operator: Operator, function, args, kwargs, device: torch.device, graph: captured.Graph | None):
+def _drawing(
+    operator: Operator, function, args, kwargs, device: torch.device, graph: captured.Graph | None, seeded: bool
+):
     """The function with random numbers of the graph's generator, from the offset that this launch has in the graph."""
     if graph is None:
         raise NotImplementedError(f"{operator.overload}: a launch that draws random numbers cannot be updated")
@@ -264,6 +268,8 @@ def _drawing(operator: Operator, function, args, kwargs, device: torch.device, g
         draws = graph.draws[id(source)] = captured.Draws(kept)
 
     def drawn(*a: Any, **k: Any) -> Any:
+        if seeded:
+            return function(*a, **k, seed=draws.seed, offset=draws.base + offset)
         generator = eager_random.seeded(draws.seed, draws.base + offset)
         return eager_random.draw(function, list(a), k, position, generator)
 

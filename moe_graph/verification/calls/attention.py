@@ -35,7 +35,7 @@ def _dense(r: Inputs) -> dict[str, list[Call]]:
             Call((query, key, value), masked),
             Call((flat, keys, values), {**paged, "actual_seq_lengths_kv": [18, 5], "num_heads": 4, "scale": 0.125}),
         ],
-        "npu_fused_infer_attention_score.out": [Call((query, key, value), {**masked, "out": out}, undefined=(1, 6))],
+        "npu_fused_infer_attention_score.out": [Call((query, key, value), {**masked, "out": out}, undefined=(1, 7))],
         "npu_fused_infer_attention_score_v2": [
             Call((query, key, value), masked_v2),
             Call(
@@ -44,7 +44,7 @@ def _dense(r: Inputs) -> dict[str, list[Call]]:
             ),
         ],
         "npu_fused_infer_attention_score_v2.out": [
-            Call((query, key, value), {**masked_v2, "out": out}, undefined=(1, 6))
+            Call((query, key, value), {**masked_v2, "out": out}, undefined=(1, 7))
         ],
         "npu_prompt_flash_attention": [
             Call((query, key, value), {"atten_mask": triangle, "scale_value": 0.125, "num_heads": 4, **heads})

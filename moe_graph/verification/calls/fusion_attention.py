@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from moe_graph.operators.attention.fusion_attention_v3 import fusion_attention_v3
 from moe_graph.verification.calls.inputs import Call, Inputs
 
 _SIZES = (2, "BNSD")
@@ -31,6 +32,27 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
     }
     given = (query, key, value, dy, *_SIZES)
     seeds = {"seed": torch.zeros(1, dtype=torch.int64), "offset": torch.zeros(1, dtype=torch.int64)}
+    lengths = {name: torch.tensor(ends) for name in ("actual_seq_qlen", "actual_seq_kvlen")}
+    forward = fusion_attention_v3(*packed, 2, "TND", scale=0.125, **lengths)
+    states = {"softmax_max": forward[1], "softmax_sum": forward[2], "attention_in": forward[0]}
+    of_packed = {
+        "npu_fusion_attention_v3.out": Call(
+            (*packed, 2, "TND"),
+            {"scale": 0.125, **lengths, "out": [torch.zeros_like(made) for made in forward]},
+            undefined=(3, 4, 5, 14, 15, 16),  # softmax_out, seed and offset
+            on_host=tuple(lengths),
+        ),
+        "npu_fusion_attention_grad_v3.out": Call(
+            (*packed, r.floats(32, 2, 64), 2, "TND"),
+            {
+                "scale_value": 0.125,
+                **states,
+                **lengths,
+                "out": [*map(torch.zeros_like, packed), query.new_empty(0), torch.empty(0)],
+            },
+            on_host=tuple(lengths),
+        ),
+    }
     return {
         "npu_fusion_attention": [
             Call((query, key, value, *_SIZES), masked),
@@ -41,4 +63,5 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
         "npu_fusion_attention_grad": [Call(given, back)],
         "npu_fusion_attention_grad_v2": [Call(given, back)],
         "npu_fusion_attention_grad_v3": [Call(given, {**back, **seeds})],
+        **{name: [call] for name, call in of_packed.items()},
     }
