@@ -299,8 +299,55 @@ def test_mhc_sinkhorn(shape):
     found = torch_npu.npu_mhc_sinkhorn(x.npu(), eps=eps, num_iters=4)
     torch.testing.assert_close(found[0].cpu().double(), expected, rtol=1e-5, atol=1e-6)
     assert found[1] is None and found[2] is None
-    with pytest.raises(NotImplementedError, match="out_flag must be 0"):
-        torch_npu.npu_mhc_sinkhorn(x.npu(), out_flag=1)
+    assert torch.equal(torch_npu.npu_mhc_sinkhorn(x.npu(), eps=eps, num_iters=4, out_flag=1)[0].cpu(), found[0].cpu())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (70, 6, 6), (7600, 8, 8)])
+def test_mhc_sinkhorns_steps_lie_by_core(shape):
+    """Of the last shape a core has 119 matrices, 1088 bytes each, and half of 248 KiB but for 288 bytes: 116, by eights 112."""
+    torch.manual_seed(1)
+    n, count, eps = shape[-1], math.prod(shape[:-2]), 1e-3
+    x = torch.randn(shape)
+    y, norm, sums = (t.cpu() for t in torch_npu.npu_mhc_sinkhorn(x.npu(), eps=eps, num_iters=2, out_flag=1))
+    softmax = np.exp(x.double().numpy()).reshape(-1, n, n)
+    softmax = softmax / softmax.sum(2, keepdims=True)
+    first = (softmax + eps).sum(1, keepdims=True) + eps
+    matrices, divided = [softmax, (softmax + eps) / first], [np.ones((count, n, 1)), first]
+    for axis in (2, 1):
+        divided.append(matrices[-1].sum(axis, keepdims=True) + eps)
+        matrices.append(matrices[-1] / divided[-1])
+    of_core = math.ceil(count / 64)
+    size = min(of_core, 112) if n == 8 else of_core
+    wanted_norm, wanted_sums = [], []
+    for core in range(0, count, of_core):
+        for start in range(core, min(core + of_core, count), size):
+            chunk = slice(start, min(start + size, core + of_core, count))
+            for step in range(4):
+                padded = np.pad(matrices[step][chunk], ((0, 0), (0, 0), (0, 8 - n)))
+                wanted_norm.append(np.concatenate([padded[:, row].ravel() for row in range(n)]))
+            for step in (0, 2):
+                rows, columns = divided[step][chunk][:, :, 0], divided[step + 1][chunk][:, 0]
+                wanted_sums.append(np.pad(rows.T, ((0, 8 - n), (0, 0)), constant_values=1).ravel())
+                wanted_sums.append(np.pad(columns, ((0, 0), (0, 8 - n))).ravel())
+    for found, wanted in ((norm, wanted_norm), (sums, wanted_sums)):
+        torch.testing.assert_close(found.double(), torch.from_numpy(np.concatenate(wanted)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(y.double().view(-1, n, n), torch.from_numpy(matrices[-1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (70, 6, 6)])
+def test_the_gradient_of_mhc_sinkhorn(shape):
+    torch.manual_seed(2)
+    x, grad, eps = torch.randn(shape), torch.randn(shape), 1e-3
+    exact, ours = x.double().requires_grad_(), x.npu().requires_grad_()
+    y = torch.exp(exact) / torch.exp(exact).sum(-1, keepdim=True) + eps
+    for dim in (-2, -1, -2, -1, -2):
+        y = y / (y.sum(dim, keepdim=True) + eps)
+    y.backward(grad.double())
+    torch_npu.npu_mhc_sinkhorn(ours, eps=eps, num_iters=3, out_flag=1)[0].backward(grad.npu())
+    torch.testing.assert_close(ours.grad.cpu().double(), exact.grad, rtol=1e-4, atol=1e-5)
+    _, norm, sums = torch_npu.npu_mhc_sinkhorn(x.npu(), out_flag=1)
+    with pytest.raises(RuntimeError, match="npu_mhc_sinkhorn_backward: norm and sum must be of 2 . num_iters"):
+        torch.ops.npu.npu_mhc_sinkhorn_backward(grad.npu(), norm[1:], sums)
 
 
 @pytest.mark.parametrize("with_res", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_graph.operators.normalization.mhc_sinkhorn import mhc_sinkhorn
 from moe_graph.verification.calls.inputs import Call, Inputs
 
 
@@ -27,6 +28,7 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
     by_group = [t.view(2, 4).half() for t in groups]
     scale, offset = r.scales(128).half(), torch.zeros(128, dtype=torch.int8)
     sums = x.float().view(2, 4, 128)
+    matrices, steps = r.floats(100, 4, 4, dtype=torch.float32), {"num_iters": 3, "out_flag": 1}
 
     streams, layer = r.floats(6, 4, 128, dtype=torch.bfloat16), r.floats(6, 128, dtype=torch.bfloat16)
     between = r.floats(6, 4, 4, dtype=torch.float32).softmax(-1)
@@ -74,5 +76,8 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
         ],
         "npu_mhc_post": [Call((streams, between, layer, post))],
         "npu_mhc_post_backward": [Call((r.floats(6, 4, 128, dtype=torch.bfloat16), streams, between, layer, post))],
-        "npu_mhc_sinkhorn": [Call((r.floats(6, 4, 4, dtype=torch.float32),))],
+        "npu_mhc_sinkhorn": [Call((matrices,), options, product="950") for options in ({}, steps)],
+        "npu_mhc_sinkhorn_backward": [
+            Call((r.floats(100, 4, 4, dtype=torch.float32), *mhc_sinkhorn(matrices, **steps)[1:]), product="950")
+        ],
     }
