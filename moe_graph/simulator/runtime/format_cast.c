@@ -1,4 +1,4 @@
-/* aclnnNpuFormatCast: how torch_npu changes a tensor's format on Ascend 950. As with Identity in aclop.c the values of a private format
+/* aclnnNpuFormatCast: how torch_npu changes a tensor's format on Ascend 950, and on A2 and A3 from CANN 9.1 on. As with Identity in aclop.c the values of a private format
  * lie in their plain order at the start of memory of the private format's size, and the format shows in the descriptor alone. */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -23,12 +23,16 @@ static int64_t ceil_div(int64_t size, int64_t by)
     return (size + by - 1) / by;
 }
 
-/* Columns of a fractal, and the format that tells them: those of the tensor's own dtype are FRACTAL_NZ. */
+/* Columns of a fractal, and the format that tells them: those of the tensor's own dtype are FRACTAL_NZ. A2 and A3 have no other name. */
 static aclError columns(const aclTensor *src, int additional, int64_t *count, int *format)
 {
     int32_t own = sim_dtype_bits(src->dtype), other = sim_dtype_bits(additional);
+    const sim_product *product = sim_current_product();
     if (additional == -1 || additional == src->dtype) {
         *count = FRACTAL_BITS / own;
+        *format = FORMAT_NZ;
+    } else if (product != NULL && product->family != SIM_950 && (other == 8 || other == 16 || other == 32)) {
+        *count = FRACTAL_BITS / other;
         *format = FORMAT_NZ;
     } else if (other == 16) {
         *count = 16;

@@ -22,7 +22,7 @@
  *   tensor.c          aclTensor, scalars, arrays, lists
  *   aclop.c           the older interface to operators, of which those that move elements are executed
  *   python.c          Python's lock, which torch_npu does not take back when a launch fails
- *   format_cast.c     the change of a format by aclnn, as Ascend 950 has it
+ *   format_cast.c     the change of a format by aclnn, as Ascend 950 and newer CANN have it
  *   sleep.c           aclnnSleep, which keeps a stream busy
  *   moe_re_routing.c  the one operator that is executed
  *   communicator.c    communicators between the devices of one process
