@@ -29,24 +29,28 @@ def test_a_fresh_process_sees_visible_devices_and_is_not_initialised():
 import ctypes, os
 import torch, torch_npu
 print(torch.npu.is_initialized())
-os.environ["ASCEND_RT_VISIBLE_DEVICES"] = "2,0"  # after the import, before the first use
 print(torch.npu.device_count())
-stream = ctypes.c_void_p()
-print(torch_npu.npu.npurt().npuStreamCreate(ctypes.addressof(stream)))  # no device is set yet
+os.environ["ASCEND_RT_VISIBLE_DEVICES"] = "0,2"  # after the import, before the first use
+print(torch.npu.device_count())
 library = ctypes.CDLL(None)
 count = ctypes.c_uint32()
 seen = []
-for visible in ("2,0", "1", "7", "0,0,1", ""):
+for visible in ("0,2", "1", "7", "0,7,0", "2,0", "0,0,1", "0, 1", "0,", "npu0", ""):
     os.environ["ASCEND_RT_VISIBLE_DEVICES"] = visible
     library.aclrtGetDeviceCount(ctypes.byref(count))
     seen.append(count.value)
+    assert count.value == torch.npu.device_count(), visible
 print(seen)
+os.environ["ASCEND_RT_VISIBLE_DEVICES"] = "1"
+stream = ctypes.c_void_p()
+print(torch_npu.npu.npurt().npuStreamCreate(ctypes.addressof(stream)))  # no device is set yet
 """
     assert run(code, "--devices", "3").split("\n") == [
         "False",
+        "3",
         "2",
+        "[2, 1, 0, 1, 0, 0, 1, 1, 0, 0]",
         "0",
-        "[2, 1, 0, 1, 0]",
     ]
 
 

@@ -56,8 +56,9 @@ static int32_t all_devices(void)
     return (int32_t)count;
 }
 
-/* The devices that ASCEND_RT_VISIBLE_DEVICES leaves, as a list of their numbers on the machine: up to the first that does not exist, is
- * named twice, or is no number, as the runtime of CUDA does with its own. Read at each call: a program may set it after the import. */
+/* The devices that ASCEND_RT_VISIBLE_DEVICES leaves, as a list of their numbers on the machine: up to the first that does not exist or is
+ * no number, and none if the list does not ascend, as torch_npu knows of the runtime. Read at each call: a program may set it after the
+ * import. */
 static int32_t visible_devices(int32_t numbers[MAX_DEVICES])
 {
     int32_t all = all_devices(), count = 0;
@@ -67,14 +68,13 @@ static int32_t visible_devices(int32_t numbers[MAX_DEVICES])
             numbers[count] = count;
         return count;
     }
-    while (count < all) {
+    while (*text >= '0' && *text <= '9') {
         char *end = NULL;
         errno = 0;
         long number = strtol(text, &end, 10);
-        bool taken = end == text || errno != 0 || number < 0 || number >= all;
-        for (int32_t i = 0; i < count && !taken; i++)
-            taken = numbers[i] == number;
-        if (taken)
+        if (count > 0 && number <= numbers[count - 1])
+            return 0;
+        if (errno != 0 || number >= all)
             break;
         numbers[count++] = (int32_t)number;
         if (*end != ',')
@@ -140,6 +140,15 @@ SIM_API aclError aclrtGetDeviceCount(uint32_t *count)
         return null_argument("aclrtGetDeviceCount", "count");
     *count = (uint32_t)sim_device_count();
     return all_devices() == 0 ? ACL_ERROR_INVALID_PARAM : ACL_SUCCESS;
+}
+
+/* The driver's own count, of the machine: torch_npu applies ASCEND_RT_VISIBLE_DEVICES to it itself. */
+SIM_API int32_t drvGetDevNum(uint32_t *count)
+{
+    if (count == NULL)
+        return null_argument("drvGetDevNum", "num_dev");
+    *count = (uint32_t)all_devices();
+    return *count == 0 ? ACL_ERROR_INVALID_PARAM : 0;
 }
 
 SIM_API aclError aclrtSetDevice(int32_t device)
