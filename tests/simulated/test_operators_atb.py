@@ -179,6 +179,175 @@ def test_paged_attention_of_several_queries():
     close(out, paged(LENGTHS, added, lambda n, k: np.tril(np.ones((n, k), bool), k - n)))
 
 
+def group_scores(row, count, kept, n):
+    """One token's scores, 0 outside of the groups whose n largest have the largest sums."""
+    groups = np.split(row, count)
+    order = sorted(range(count), key=lambda g: (-sum(sorted(groups[g])[-n:]), g))[:kept]
+    return np.concatenate([group if g in order else np.zeros_like(group) for g, group in enumerate(groups)])
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_fused_add_topk_div(mapped, norm):
+    x, bias = random(5, 64), random(64)
+    counts, table = RNG.integers(0, 4, 64).astype(np.int32), RNG.integers(0, 99, (64, 3)).astype(np.int32)
+    weights, indices = np.empty((5, 6)), np.empty((5, 6), np.int64)
+    for t in range(5):
+        score = 1 / (1 + np.exp(-x[t].astype(np.float64)))
+        chosen = group_scores(score + bias.astype(np.float64), 8, 4, 2)
+        order = sorted(range(64), key=lambda e: (-chosen[e], e))[:6]
+        weights[t] = score[order] / (score[order].sum() / 2.5 if norm else 1)
+        indices[t] = [table[e, t % max(1, counts[e])] if mapped else e for e in order]
+    options = dict(group_num=8, group_topk=4, n=2, k=6, is_norm=norm, scale=2.5, enable_expert_mapping=mapped)
+    if mapped:
+        options |= dict(mapping_num=npu(counts), mapping_table=npu(table))
+    out = dict(y=torch.empty(5, 6).npu(), indices=torch.empty(5, 6, dtype=torch.int32).npu())
+    torch_npu.atb.npu_fused_add_topk_div(npu(x), npu(bias), **options, **out)
+    for y, places in (torch_npu.atb.npu_fused_add_topk_div(npu(x), npu(bias), **options), tuple(out.values())):
+        torch.testing.assert_close(y.cpu().double(), torch.from_numpy(weights), rtol=1e-5, atol=1e-6)
+        assert places.dtype == torch.int32 and np.array_equal(places.cpu().numpy(), indices)
+    for wrong, message in (
+        (dict(group_num=4), "group_num must be one of 8, got 4"),
+        (dict(n=9), "n must be from 1 to 8, got 9"),
+        (dict(k=65), "k must be from 1 to 64, got 65"),
+        (dict(activation_type="relu"), "activation_type must be"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch_npu.atb.npu_fused_add_topk_div(npu(x), npu(bias), **{**options, **wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 3])
+def test_group_topk(dtype, n):
+    x = torch.from_numpy(random(4, 20)).to(dtype)
+    expected = np.stack([group_scores(row, 5, 2, n) for row in x.double().numpy()])
+    on_npu = x.npu()
+    torch_npu._npu_group_topk(on_npu, k=2, group_num=5, n=n)
+    assert np.array_equal(on_npu.cpu().double().numpy(), expected)
+
+
+def test_matmul_add_fp32():
+    x, weight, sums = random(6, 4), random(6, 10)[:, ::2], RNG.standard_normal((4, 5)).astype(np.float32)
+    expected = sums + sum(np.outer(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(x, weight))
+    on_npu, strided = npu(sums), torch.from_numpy(random(6, 10)).npu()[:, ::2]
+    strided.copy_(npu(weight))
+    torch_npu._npu_matmul_add_fp32(npu(x), strided, on_npu)
+    torch.testing.assert_close(on_npu.cpu().double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="C must be of shape .4, 5., got shape .5, 4."):
+        torch_npu._npu_matmul_add_fp32(npu(x), strided, on_npu.t())
+
+
+def with_lse(query, key, value, seen=None):
+    """(attention, the logarithm of the sum of e^score [N, Sq])."""
+    scores = np.einsum("qnd,knd->nqk", query, np.repeat(key, query.shape[1] // key.shape[1], 1)) * 0.4
+    scores = scores if seen is None else np.where(seen, scores, -np.inf)
+    return attention(query, key, value, 0.4, seen=seen), np.log(np.exp(scores).sum(-1))
+
+
+@pytest.mark.parametrize("form", ["first", "causal", "joined", "no keys"])
+def test_ring_mla(form):
+    others = {"no keys": ([3, 5], [4, 0]), "joined": ([3, 5], [7, 2]), "causal": ([3, 5], [6, 5])}
+    lengths = others.get(form, ([3, 5], [3, 5]))
+    count = sum(lengths[1])
+    q_nope, q_rope = random(8, 4, 6), random(8, 4, 2)
+    k_nope, k_rope, value = random(count, 2, 6), random(count, 2, 2), random(count, 2, 3)
+    query, key = (np.concatenate(x, -1).astype(np.float64) for x in ((q_nope, q_rope), (k_nope, k_rope)))
+    outs, sums, q_at, k_at = [], [], 0, 0
+    for q_len, k_len in zip(*lengths):
+        rows, columns = slice(q_at, q_at + q_len), slice(k_at, k_at + k_len)
+        seen = np.tril(np.ones((q_len, k_len), bool)) if form == "causal" else None
+        nothing = np.zeros((q_len, 4, 3)), np.zeros((4, q_len))
+        found = with_lse(query[rows], key[columns], value[columns], seen) if k_len else nothing
+        outs.append(found[0])
+        sums.append(found[1])
+        q_at, k_at = q_at + q_len, k_at + k_len
+    out, lse = np.concatenate(outs), np.concatenate(sums, 1)
+    options = dict(qk_scale=0.4, mask_type="mask_type_triu" if form == "causal" else "no_mask")
+    if form == "joined":
+        before, before_lse = random(8, 4, 3), RNG.standard_normal((4, 8)).astype(np.float32) * 2
+        old, new = np.exp(before_lse.astype(np.float64)), np.exp(lse)
+        share = (old / (old + new)).T[..., None]
+        out, lse = before * share + out * (1 - share), np.log(old + new)
+        options |= dict(pre_out=npu(before), prev_lse=npu(before_lse), calc_type="calc_type_default")
+    mask = (
+        torch.ones(512, 512, dtype=torch.float16).triu(1).npu()
+    )  # the key behind a query's place, and all that follow
+    tensors = [*map(npu, (q_nope, q_rope, k_nope, k_rope, value)), mask]
+    given = [*tensors, torch.tensor(lengths[0] if form == "first" else lengths, dtype=torch.int32), 4, 2]
+    made = dict(output=torch.empty(8, 4, 3).half().npu(), softmax_lse=torch.empty(4, 8).npu())
+    torch_npu.atb.npu_ring_mla(*given, **options, **made)
+    for found in (torch_npu.atb.npu_ring_mla(*given, **options), tuple(made.values())):
+        close(found[0], out)
+        torch.testing.assert_close(found[1].cpu().double(), torch.from_numpy(lse), rtol=1e-5, atol=1e-5)
+    if form == "first":
+        with pytest.raises(RuntimeError, match="pre_out and prev_lse must be given"):
+            torch_npu.atb.npu_ring_mla(*given, **options, calc_type="calc_type_default")
+    if form == "no keys":
+        with pytest.raises(NotImplementedError, match="seqlen of 0 keys with calc_type_default is not served"):
+            torch_npu.atb.npu_ring_mla(*given, **options, calc_type="calc_type_default")
+    if form == "causal":
+        with pytest.raises(RuntimeError, match="npu_ring_mla: mask must be the upper triangle"):
+            torch_npu.atb.npu_ring_mla(*given[:5], mask.t(), *given[6:], **options)
+
+
+def test_self_attention_prefix_encoder():
+    caches, lengths, context = (random(6, 128, 2, 6), random(6, 128, 2, 6)), [3, 2], [131, 2]
+    table = np.array([[4, 1], [2, 9]], dtype=np.int32)
+    query, parts, at = random(5, 4, 6), [], 0
+    for b, (q_len, k_len) in enumerate(zip(lengths, context)):
+        key, value = (np.stack([cache[table[b, t // 128], t % 128] for t in range(k_len)]) for cache in caches)
+        seen = np.tril(np.ones((q_len, k_len), bool), k_len - q_len)
+        parts.append(attention(query[at : at + q_len], key, value, 0.4, seen=seen))
+        at += q_len
+    function, sizes = torch_npu.atb.npu_self_attention_prefix_encoder, (lengths, context, 4, 0.4, 2)
+    flat, out = [npu(x.reshape(*x.shape[:-2], -1)) for x in (query, *caches)], torch.empty(5, 24).half().npu()
+    function(*flat, npu(table), *sizes, output=out)
+    for found in (function(npu(query), *map(npu, caches), npu(table), *sizes), out):
+        close(found, np.concatenate(parts))
+    with pytest.raises(RuntimeError, match="kv_seqlen must be a multiple of 128 more than seqlen"):
+        function(*flat, npu(table), lengths, [130, 2], 4, 0.4, 2)
+
+
+@pytest.mark.parametrize("mode", ["krope_ctkv", "nzcache", "int8_nzcache"])
+def test_multi_head_latent_attention(mode):
+    quantised, strip = mode == "int8_nzcache", 32 if mode == "int8_nzcache" else 16
+    ctkv, q_nope = (RNG.integers(-20, 20, s) for s in ((5, 4, 1, 64), (2, 4, 64)))
+    ctkv, q_nope = (x.astype(np.int8) if quantised else (x / 20).astype(np.float16) for x in (ctkv, q_nope))
+    k_rope, q_rope = random(5, 4, 1, 32), random(2, 4, 32)
+    descales = [RNG.uniform(0.001, 0.002, 4).astype(np.float32) for _ in range(2)] if quantised else []
+    expected, sums = np.empty((2, 4, 64)), np.empty((2, 4, 1))
+    for b in range(2):
+        latent, rope = (tokens(cache, b)[:, 0].astype(np.float64) for cache in (ctkv, k_rope))
+        for n in range(4):
+            scores = latent @ q_nope[b, n] * (descales[0][n] if quantised else 1.0) + rope @ q_rope[b, n]
+            weights = np.exp(scores * 0.1 - (scores * 0.1).max())
+            step = weights.max() / 127
+            used = np.round(weights / step) * step * descales[1][n] if quantised else weights
+            expected[b, n], sums[b, n] = used @ latent / weights.sum(), np.log(np.exp(scores * 0.1).sum())
+
+    def laid(cache, strip):
+        if mode == "krope_ctkv":
+            return npu(cache)
+        return npu(cache.reshape(5, 4, -1, strip).transpose(0, 2, 1, 3))
+
+    given = [npu(q_nope), npu(q_rope), laid(ctkv, strip), laid(k_rope, 16), npu(TABLE), CONTEXT, 4, 0.1, 1]
+    options = dict(cache_mode=mode, **dict(zip(("qk_descale", "pv_descale"), map(npu, descales))))
+    function, ring = torch_npu.atb.npu_multi_head_latent_attention, dict(options, calc_type="calc_type_ring")
+    out, lse = torch.empty(2, 4, 64).half().npu(), torch.empty(2, 4, 1).half().npu()
+    workspace = torch_npu.atb._npu_multi_head_latent_attention_get_workspace(*given, True, **ring)
+    function(*given, True, **ring, workspace=workspace, output=out, lse=lse)
+    alone = torch.empty_like(out)
+    function(*given, **options, output=alone)
+    both = function(*given, True, **ring)
+    for found in (out, alone, function(*given, **options), both[0]):
+        close(found, expected)
+    for found in (lse, both[1]):
+        close(found, sums)
+    assert function(*given, False, **ring)[1] is None
+    with pytest.raises(RuntimeError, match="mask_type must be one of None, 'undefined', got 'mask_type_spec'"):
+        function(*given, **options, mask_type="mask_type_spec")
+
+
 def test_paged_attention_of_int8():
     query, key, value = (RNG.integers(-20, 20, s).astype(np.int8) for s in ((2, 4, 6), (5, 4, 2, 6), (5, 4, 2, 3)))
     k_scale, v_scale = (RNG.uniform(0.01, 0.02, 4).astype(np.float32) for _ in range(2))

@@ -6,9 +6,10 @@
     3 norm, compressed       the upper triangle of 128 x 128 or more (not 0 above the diagonal): causal
     4 alibi, compressed      [256, 256], distance of query and key, with the slopes [N], which are negated: -slopes * (query - key), causal
     5                        the same with the distance's square root
+    9 causal                 causal without a mask
 
-Compressed masks are causal from the lower right corner: a query's position is its row behind the keys that no query belongs to. The kernel
-takes the distances themselves, so a mask that holds others is refused.
+Compressed masks and the last are causal from the lower right corner: a query's position is its row behind the keys that no query belongs
+to. The kernel takes the distances themselves, so a mask that holds others is refused.
 
 Source: op-plugin's tests (their golden functions) and C++, with the numbers of ATB's SelfAttentionParam::MaskType.
 """
@@ -22,6 +23,7 @@ from moe_graph.operators.attention.masks import Sequences
 from moe_graph.operators.checks import Checks
 
 NONE, NORM, ALIBI, NORM_COMPRESS, ALIBI_COMPRESS, ALIBI_COMPRESS_SQRT = range(6)
+CAUSAL = 9
 _TOLERANCE = 2**-7  # bfloat16's rounding of a distance
 
 
@@ -38,15 +40,17 @@ def of_type(
     allowed = (torch.arange(keys.rows) < keys.lengths[:, None])[:, None, None]
     if kind == NONE:
         return allowed, None
+    shift = (keys.lengths - queries.lengths).view(-1, 1, 1, 1)
+    distance = torch.arange(queries.rows)[:, None] + shift - torch.arange(keys.rows)
+    if kind == CAUSAL:
+        return allowed & (distance >= 0), None
     if mask is None:
         check.refuse("mask", f"given with mask_type {kind}", None)
     if kind in (NORM, ALIBI):
         return allowed, _added(check, mask, len(keys.lengths), queries.rows, keys.rows)
-    shift = (keys.lengths - queries.lengths).view(-1, 1, 1, 1)
-    distance = torch.arange(queries.rows)[:, None] + shift - torch.arange(keys.rows)
     allowed = allowed & (distance >= 0)
     if kind == NORM_COMPRESS:
-        _check_triangle(check, mask)
+        check_triangle(check, mask)
         return allowed, None
     check.value("mask_type", kind, range(NONE, ALIBI_COMPRESS_SQRT + 1))
     if slopes is None or tuple(slopes.shape) != (heads,):
@@ -72,12 +76,8 @@ def _added(check: Checks, mask: Tensor, batch: int, rows: int, keys: int) -> Ten
     return added
 
 
-def _check_triangle(check: Checks, mask: Tensor) -> None:
-    square = mask.reshape(mask.shape[-2:])
-    size = square.shape[0]
-    if (
-        size < 128
-        or square.shape[1] != size
-        or not bool(((square != 0) == torch.ones(size, size).triu(1).bool()).all())
-    ):
+def check_triangle(check: Checks, mask: Tensor) -> None:
+    """Refuse a mask that is no upper triangle, one or one for each sequence."""
+    size = mask.shape[-1]
+    if size < 128 or mask.shape[-2] != size or not bool(((mask != 0) == torch.ones(size, size).triu(1).bool()).all()):
         check.refuse("mask", "the upper triangle of [128, 128] or more (not 0 above the diagonal)", tuple(mask.shape))

@@ -148,10 +148,23 @@ def paged_attention_quant(
     scores = query.float().view(len(query), num_heads, 1, -1) @ keys.transpose(2, 3)
     scores = scores * k_descale.float().view(-1, 1, 1) * scale_value
     hidden = (torch.arange(keys.shape[2]) >= lengths[:, None])[:, None, None]
-    exponentials = (scores - scores.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True)).exp().masked_fill(hidden, 0)
+    result, _, _ = quantised_probabilities(scores, hidden, values, v_descale)
+    write(check, out, result.squeeze(2).to(out.dtype))
+
+
+def quantised_probabilities(
+    scores: Tensor, hidden: Tensor, values: Tensor, descale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention by scores [B, N, Sq, Sk] whose exponentials become int8, row by row; and the largest scores and the exponentials' sums.
+
+    values [B, N, Sk, Dv]: those of an int8 cache   descale [N]: what the product is multiplied with
+    """
+    largest = scores.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True)
+    exponentials = (scores - largest).exp().masked_fill(hidden, 0)
+    total = exponentials.sum(-1, keepdim=True)
     step = exponentials.amax(-1, keepdim=True) / INT8_MAX
-    summed = (exponentials / step).round() @ values * step * v_descale.float().view(-1, 1, 1)
-    write(check, out, (summed / exponentials.sum(-1, keepdim=True)).squeeze(2).to(out.dtype))
+    summed = (exponentials / step).round() @ values * step * descale.float().view(-1, 1, 1)
+    return summed / total, largest, total
 
 
 def _single(

@@ -49,6 +49,7 @@ HOST_PARAMETERS = frozenset(
     atb::_npu_flash_attention atb::_npu_flash_attention_unpad atb::_npu_flash_attention_unpad_v2 atb::_npu_flash_attention_v3
     atb::_npu_flash_attention_qlens atb::_npu_paged_attention atb::_npu_paged_attention_get_workspace atb::_npu_paged_attention_mla
     atb::_npu_paged_attention_quant atb::_npu_paged_attention_splitfuse atb::_npu_quantize_per_tensor
+    atb::npu_ring_mla atb::npu_ring_mla.out
     npu::npu_fusion_attention_v3 npu::npu_fusion_attention_v3.out npu::npu_fusion_attention_grad_v3 npu::npu_fusion_attention_grad_v3.out
     npu::_npu_fusion_attention_v3_get_max_workspace npu::_npu_fusion_attention_grad_v3_get_max_workspace
     """.split()

@@ -12,6 +12,10 @@ LENGTHS, CONTEXT = [3, 5], [18, 6]
 
 def calls(r: Inputs) -> dict[str, list[Call]]:
     """See `moe_graph.verification.calls`."""
+    return {**_heads(r), **_latent(r), **_others(r)}
+
+
+def _heads(r: Inputs) -> dict[str, list[Call]]:
     query, key, value = (r.floats(8, heads, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
     out = torch.zeros_like(query)
     lengths, context = (torch.tensor(numbers, dtype=torch.int32) for numbers in (LENGTHS, CONTEXT))
@@ -102,4 +106,51 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
                 (r.floats(2, 64), r.scales(64).half(), r.int8(64), torch.zeros(2, 64, dtype=torch.int8)),
             )
         ],
+    }
+
+
+def _latent(r: Inputs) -> dict[str, list[Call]]:
+    nope, rope = r.floats(2, HEADS, 512), r.floats(2, HEADS, 64)
+    table = torch.tensor([[2, 0], [1, 3]], dtype=torch.int32)
+    caches = r.floats(4, BLOCK, 1, 512), r.floats(4, BLOCK, 1, 64)
+    single = (nope, rope, *caches, table, CONTEXT, HEADS, SCALE, 1)
+    ring = {"calc_type": "calc_type_ring"}
+    written = {"output": torch.zeros_like(nope)}
+    sums = {"lse": torch.zeros(2, HEADS, 1, dtype=torch.float16)}
+
+    packed = [r.floats(8, HEADS, width) for width in (128, 64)]
+    packed += [r.floats(8, KEY_HEADS, width) for width in (128, 64, 128)]
+    triangle = torch.ones(512, 512, dtype=torch.float16).triu(1)
+    prompts = (*packed, triangle, torch.tensor([LENGTHS, LENGTHS], dtype=torch.int32), HEADS, KEY_HEADS)
+    others = {"pre_out": r.floats(8, HEADS, 128), "prev_lse": r.floats(HEADS, 8, dtype=torch.float32)}
+    joined = {"qk_scale": SCALE, "calc_type": "calc_type_default", **others}
+    made = {"output": torch.zeros_like(others["pre_out"]), "softmax_lse": torch.zeros(HEADS, 8)}
+
+    blocks = (r.floats(4, 128, KEY_HEADS, 128), r.floats(4, 128, KEY_HEADS, 128), table)
+    query = r.floats(8, HEADS, 128)
+    prefixed = (query, *blocks, LENGTHS, [LENGTHS[0] + 128, LENGTHS[1]], HEADS, SCALE, KEY_HEADS)
+    return {
+        "npu_multi_head_latent_attention": [Call(single)],
+        "npu_multi_head_latent_attention.out": [Call(single, written)],
+        "npu_multi_head_latent_attention.lse": [Call((*single, True), ring)],
+        "npu_multi_head_latent_attention.lse_out": [Call((*single, True), {**ring, **written, **sums})],
+        "npu_ring_mla": [
+            Call(prompts, {"qk_scale": SCALE, "mask_type": "mask_type_triu"}, on_host=(6,)),
+            Call(prompts, joined, on_host=(6,)),
+        ],
+        "npu_ring_mla.out": [Call(prompts, {**joined, **made}, on_host=(6,))],
+        "npu_self_attention_prefix_encoder": [Call(prefixed)],
+        "npu_self_attention_prefix_encoder.out": [Call(prefixed, {"output": torch.zeros_like(query)})],
+    }
+
+
+def _others(r: Inputs) -> dict[str, list[Call]]:
+    gate, options = (r.floats(8, 64), r.floats(64)), {"group_num": 8, "group_topk": 4, "n": 2, "k": 6}
+    chosen = {"y": torch.zeros(8, 6), "indices": torch.zeros(8, 6, dtype=torch.int32)}
+    product = (r.floats(64, 32), r.floats(64, 48), r.floats(32, 48, dtype=torch.float32))
+    return {
+        "npu_fused_add_topk_div": [Call(gate, options)],
+        "npu_fused_add_topk_div.out": [Call(gate, {**options, **chosen})],
+        "_npu_group_topk": [Call((r.floats(8, 64), 4, 8, 2))],
+        "_npu_matmul_add_fp32": [Call(product)],
     }

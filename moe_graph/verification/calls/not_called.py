@@ -25,6 +25,7 @@ NOT_CALLED: dict[str, str] = {
     "npu_quant_matmul_all_to_all": _SEVERAL_RANKS,
     "_npu_paged_attention_get_workspace": _WORKSPACE,
     "_npu_paged_attention_v2_get_workspace": _WORKSPACE,
+    "_npu_multi_head_latent_attention_get_workspace.lse": _WORKSPACE,
     "_npu_fused_infer_attention_score_get_max_workspace": _WORKSPACE,
     "_npu_fused_infer_attention_score_v2_get_max_workspace": _WORKSPACE,
     "_npu_fusion_attention_v3_get_max_workspace": _WORKSPACE,
