@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import _DistributedBackendOptions
 from torch.distributed import distributed_c10d as c10d
 
-from moe_graph.simulator.communication import recorded
+from moe_graph.simulator.communication import dispatched, recorded
 from moe_graph.simulator.communication.forms import Forms
 from moe_graph.simulator.communication.launching import NAME, limited
 from moe_graph.simulator.communication.messages import Messages
@@ -40,6 +40,7 @@ def install() -> None:
     # torch_npu has registered it; up to torch 2.8 `register_backend` refuses a name that is there.
     plugins = dist.Backend._plugins
     recorded.install(SimulatedHccl)
+    dispatched.install(SimulatedHccl)
     plugins[NAME.upper()] = plugins[NAME.upper()]._replace(creator_fn=_create, extended_api=True)
     c10d._new_process_group_helper = _remembering_backends(c10d._new_process_group_helper)
 
@@ -94,6 +95,8 @@ class SimulatedHccl(Forms, Messages, Surface, _SaysHccl):
     supports_splitting = False  # nor has ProcessGroupHCCL it
     supports_shrinking = supports_tensor_alloc = supports_time_estimate = False
     supports_coalescing = True
+    of_torch: dist.ProcessGroup | None = None
+    """Stands for this group in operators of c10d, made when there is one."""
 
     def __init__(self, options: _DistributedBackendOptions, backends: dict[str, Any], asked: Any = None) -> None:
         super().__init__(options, backends, asked)

@@ -39,7 +39,7 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
     def communicate(self: Any, *args: Any, **kwargs: Any) -> SimulatedWork:
         if not self.has_values or not captured.is_special() or getattr(_checking, "on", False):
             return method(self, *args, **kwargs)
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         stream = torch.npu.current_stream(tensors[0].device).npu_stream if tensors else 0
         if captured.state(stream) != captured.CAPTURED:
             return method(self, *args, **kwargs)
@@ -126,12 +126,12 @@ class RecordedWorks(SimulatedWork):
         self.companions = list(works)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
     """The tensors of a device among nested arguments."""
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_of(item)]
     return [value] if is_npu(value) else []
 
 

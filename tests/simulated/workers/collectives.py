@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch_npu
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._pytree import tree_map
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 RANKS = range(SIZE)
@@ -531,6 +534,78 @@ def case_captured():
         same(after, values((RANK - 1) % SIZE) * scale + 1)
         same(last, (values((RANK - 2) % SIZE) * scale + 1) * 2)
     refuses(lambda: _capture(lambda: dist.all_reduce(x.t())), ValueError, "contiguous")
+
+
+class _Boxed(torch.Tensor):
+    """A tensor of a class of its own, which takes itself apart before each operator."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        return operator(*tree_map(lambda x: x.inner if isinstance(x, cls) else x, args), **(kwargs or {}))
+
+
+def _every_collective(tensor, empty):
+    """[(the operator of c10d, whole result of the collective)] on tensors that `tensor` and `empty` make."""
+    total = tensor()
+    dist.all_reduce(total)
+    gathered, parts, scattered = empty(2 * SIZE), [empty(2) for _ in RANKS], empty(2)
+    dist.all_gather_into_tensor(gathered, tensor())
+    dist.all_gather(parts, tensor())
+    dist.reduce_scatter_tensor(scattered, gathered)
+    first, swapped = tensor(), empty(2 * SIZE)
+    dist.broadcast(first, 0)
+    dist.all_to_all_single(swapped, gathered)
+    given = empty(2)
+    dist.scatter(given, [tensor() for _ in RANKS] if RANK == 0 else None, src=0)
+    met = empty(2)
+    for work in dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, tensor(), (RANK + 1) % SIZE), dist.P2POp(dist.irecv, met, (RANK - 1) % SIZE)]
+    ):
+        work.wait()
+    work = dist.all_reduce(tensor(), async_op=True)
+    work.wait()
+    return total, gathered, parts, scattered, first, swapped, given, met
+
+
+_BY_EVERY_COLLECTIVE = {
+    "allreduce_": 2,
+    "_allgather_base_": 1,
+    "allgather_": 1,
+    "_reduce_scatter_base_": 1,
+    "broadcast_": 1,
+    "alltoall_base_": 1,
+    "scatter_": 1,
+}
+
+
+def case_modes_and_classes_of_tensors_see_each_communication():
+    def tensor():
+        return torch.full((2,), RANK + 1.0, device="npu")
+
+    def empty(count):
+        return torch.zeros(count, device="npu")
+
+    if not hasattr(torch.library, "get_kernel"):  # torch 2.9
+        return
+    plain = _every_collective(tensor, empty)
+    with CommDebugMode() as counted:
+        seen = _every_collective(tensor, empty)
+    found = {str(operator): count for operator, count in counted.get_comm_counts().items()}
+    for operator, count in _BY_EVERY_COLLECTIVE.items():
+        assert found[f"c10d.{operator}"] == count, found
+    boxed = _every_collective(lambda: _Boxed(tensor()), lambda count: _Boxed(empty(count)))
+    for expected, under_mode, in_box in zip(plain, seen, boxed):
+        tree_map(lambda a, b, c: same(b, a.cpu()) or same(c.inner, a.cpu()), expected, under_mode, in_box)
+    with FakeTensorMode():
+        fake = _every_collective(tensor, empty)
+    assert [tuple(result.shape) for result in fake if isinstance(result, torch.Tensor)][:2] == [(2,), (2 * SIZE,)]
 
 
 def _capture(function):
