@@ -65,7 +65,7 @@ def start() -> bool:
         from moe_graph.simulator.communication import group as communication
         from moe_graph.simulator.eager import install as eager
         from moe_graph.simulator.eager import layer as family
-        from moe_graph.simulator.eager import own, sync_debug, unsafe_data
+        from moe_graph.simulator.eager import own, profiled, sync_debug, unsafe_data
         from moe_graph.simulator.graph_mode import host_inputs, termination
         from moe_graph.simulator.runtime import captured
 
@@ -77,6 +77,7 @@ def start() -> bool:
         captured.install(libraries[0])
         host_inputs.install()
         own.install()
+        profiled.install()
         sync_debug.install()
         unsafe_data.install()
         termination.install()

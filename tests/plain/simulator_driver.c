@@ -212,6 +212,46 @@ int32_t msptiActivityPopExternalCorrelationId(int32_t kind, uint64_t *last);
 int32_t msptiActivityEnable(int32_t kind);
 int32_t msptiActivityDisable(int32_t kind);
 bool msptiActivityIsEnabled(int32_t kind);
+int32_t msptiActivityRegisterCallbacks(void (*)(uint8_t **, size_t *, size_t *), void (*)(uint8_t *, size_t, size_t));
+int32_t msptiActivityFlushAll(uint32_t flag);
+int32_t msptiActivityGetNextRecord(uint8_t *buffer, size_t size, void **record);
+void moe_sim_kernel_ran(const char *name, uint64_t start, uint64_t end, uint32_t device, aclrtStream stream);
+
+static uint8_t activities[2 * (56 + 24) + 8]; /* room for two kernels, each with what ties it to an operator */
+static size_t kernels;
+
+static void give(uint8_t **buffer, size_t *size, size_t *records)
+{
+    *buffer = activities;
+    *size = sizeof activities;
+    *records = 0;
+}
+
+static void read_back(uint8_t *buffer, size_t size, size_t valid)
+{
+    void *record = NULL;
+    CHECK(buffer == activities && size == sizeof activities);
+    while (msptiActivityGetNextRecord(buffer, valid, &record) == 0) {
+        uint64_t start, external;
+        memcpy(&external, (char *)record + 8, 8);
+        CHECK(*(int32_t *)record == 8 && external == 7 && msptiActivityGetNextRecord(buffer, valid, &record) == 0);
+        memcpy(&start, (char *)record + 4, 8);
+        CHECK(*(int32_t *)record == 2 && start == 100 + kernels);
+        kernels++;
+    }
+    CHECK(msptiActivityGetNextRecord(NULL, valid, &record) != 0);
+}
+
+static void kernels_for_profilers(void)
+{
+    CHECK(msptiActivityRegisterCallbacks(NULL, read_back) != 0 && msptiActivityRegisterCallbacks(give, read_back) == 0);
+    CHECK(msptiActivityFlushAll(0) == 0 && kernels == 0); /* no buffer was asked for yet */
+    CHECK(msptiActivityEnable(2) == 0 && msptiActivityEnable(8) == 0 && msptiActivityPushExternalCorrelationId(2, 7) == 0);
+    for (uint64_t i = 0; i < 5; i++)
+        moe_sim_kernel_ran(i % 2 ? "mul" : "add", 100 + i, 200 + i, 0, NULL);
+    CHECK(kernels == 4 && msptiActivityFlushAll(0) == 0 && kernels == 5);
+    CHECK(msptiActivityPopExternalCorrelationId(2, NULL) == 0 && msptiActivityDisable(2) == 0 && msptiActivityDisable(8) == 0);
+}
 
 static void profiling(void)
 {
@@ -440,6 +480,7 @@ int main(void)
     pending_errors();
     missed();
     profiling();
+    kernels_for_profilers();
     handles();
     CHECK(route(good, HIDDEN, true, true) == ACL_SUCCESS);
     CHECK(route(good, HIDDEN, false, true) == ACL_SUCCESS);

@@ -1,6 +1,7 @@
 """Profilers on the simulated device: torch's own and torch_npu's record the host side, and say so."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_a_program_is_told_once_that_times_are_the_hosts(tmp_path):
 
 def test_an_observer_that_computes_with_what_it_records_is_not_called_by_that_again(monkeypatch, tmp_path):
     need_torch(2, 7)
+    monkeypatch.chdir(tmp_path)  # where torch_npu's profiler leaves its files
     monkeypatch.setenv("ENABLE_PYTORCH_EXECUTION_TRACE_SAVE_INTEGRAL_TENSOR_RANGE", "1")
     x, index = torch.tensor([[1, 2], [3, 4]]).npu(), torch.tensor([[0, 0], [1, 0]]).npu()
     observer, path = torch.profiler.ExecutionTraceObserver(), tmp_path / "trace.json"
@@ -88,3 +90,36 @@ def test_operators_are_recorded_again_after_recording_was_off():
         torch._C._autograd._enable_record_function(True)
         x + 2
     assert not {"aten::mul", "aten::sub"} & names(profile) and "aten::add" in names(profile)
+
+
+def test_a_launch_is_a_kernel_on_its_stream_tied_to_its_operator(tmp_path):
+    need_torch(2, 13)
+    x, stream = torch.ones(3, requires_grad=True, device="npu"), torch.npu.Stream()
+    home = os.environ.get("ASCEND_HOME_PATH")
+    for _ in range(2):  # the second session has kernels, too
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.PrivateUse1]) as profile:
+            with torch.npu.stream(stream):
+                (x.detach() * 2).cpu()
+            torch.nn.functional.gelu(x).sum().backward()
+        assert os.environ.get("ASCEND_HOME_PATH") == home
+        profile.export_chrome_trace(str(tmp_path / "trace.json"))
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        kernels = {event["name"]: event for event in events if event.get("cat") == "kernel"}
+        assert not any("copy" in name or "detach" in name for name in kernels)
+        flows = {phase: {event["id"]: event["ts"] for event in of_cat(events, "ac2g", phase)} for phase in "sf"}
+        assert flows["s"].keys() == flows["f"].keys()
+        # One of this thread, one of autograd's.
+        for name, kernel in (("mul", "mul.Tensor"), ("gelu_backward", "gelu_backward.default")):
+            (operator,) = (event for event in of_cat(events, "cpu_op") if event["name"] == f"aten::{name}")
+            made = kernels[f"simulated aten.{kernel}"]
+            assert operator["ts"] <= made["ts"] and made["ts"] + made["dur"] <= operator["ts"] + operator["dur"]
+            assert made["ts"] in flows["f"].values()
+        streams = [
+            kernels[f"simulated aten.{name}"]["args"]["streamId"] for name in ("mul.Tensor", "gelu_backward.default")
+        ]
+        assert streams[0] != streams[1]
+    assert "simulated aten.mul.Tensor" in profile.key_averages().table()
+
+
+def of_cat(events, category, phase=None):
+    return [event for event in events if event.get("cat") == category and phase in (None, event["ph"])]

@@ -6,9 +6,7 @@ memory, is that again on the NPU; what is fresh becomes a new NPU tensor. Device
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -16,8 +14,8 @@ from torch import Tensor
 
 from moe_graph.foundation import compat
 from moe_graph.operators.declaration import qualname_of
+from moe_graph.simulator.eager import profiled, record
 from moe_graph.simulator.eager import random_numbers as eager_random
-from moe_graph.simulator.eager import record
 from moe_graph.simulator.eager.exceptions import (
     ACROSS_DEVICES,
     DIMENSIONS_CHECKED,
@@ -36,10 +34,6 @@ from moe_graph.simulator.runtime.tensors import (
 )
 
 _CPU = torch.device("cpu")
-_torch = ctypes.PyDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-# bool at::hasCallbacks() and bool at::isRecordFunctionEnabled(): are there profilers, or others that record operators, and may they now?
-_has_recorders, _may_be_recorded = _torch._ZN2at12hasCallbacksEv, _torch._ZN2at23isRecordFunctionEnabledEv
-_has_recorders.restype = _may_be_recorded.restype = ctypes.c_bool
 _NOT_RESIZABLE = "resize storage that is not resizable"
 
 
@@ -89,7 +83,7 @@ class Operator:
                         "npu_fusion_attention_v3 has it in a tensor"
                     )
                 return record.record(self, args, kwargs, device, stream, wants_seed)
-        compute = self._unrecorded if _has_recorders() and _may_be_recorded() else self._call
+        compute = self._recorded if profiled.is_recording() else self._call
         if (
             compat.is_cpu_autocast_enabled()
         ):  # the NPU's dtypes are settled already, the CPU's autocast must not change them
@@ -97,13 +91,8 @@ class Operator:
                 return compute(args, kwargs)
         return compute(args, kwargs)
 
-    def _unrecorded(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Profilers have recorded the operator; those that it is computed by are no launches of a device's."""
-        torch._C._autograd._enable_record_function(False)
-        try:
-            return self._call(args, kwargs)
-        finally:
-            torch._C._autograd._enable_record_function(True)
+    def _recorded(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return profiled.computed(self.overload, self._call, args, kwargs)
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:

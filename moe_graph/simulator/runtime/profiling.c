@@ -1,7 +1,7 @@
-/* The interfaces of CANN's profiler: collection by a session (aclprof), and activities by callbacks (mspti, for torch.profiler).
+/* The interface of CANN's profiler for a session (aclprof, for torch_npu.profiler); activities by callbacks are in mspti.c.
  *
- * There is no device whose time could be taken. Sessions start and stop, so that torch_npu's and torch's profilers record the host side, and
- * no activity of a device is reported. Whoever profiles is told so, once.
+ * There is no device whose time could be taken. Sessions start and stop, so that torch_npu's profiler records the host side, and nothing of a
+ * device is written. Whoever profiles is told so, once.
  */
 #define _GNU_SOURCE
 #include "sim.h"
@@ -15,6 +15,11 @@ static pthread_once_t told = PTHREAD_ONCE_INIT;
 static void tell(void)
 {
     fputs("moe_graph: the device is simulated: what is profiled, and its times, are the host's\n", stderr);
+}
+
+void sim_tell_of_times(void)
+{
+    pthread_once(&told, tell);
 }
 
 /* ---- aclprof ---- */
@@ -69,7 +74,7 @@ SIM_API aclError aclprofWarmup(const profiler_config *config)
 
 SIM_API aclError aclprofStart(const profiler_config *config)
 {
-    pthread_once(&told, tell);
+    sim_tell_of_times();
     return check("aclprofStart", config);
 }
 
@@ -130,92 +135,4 @@ SIM_API int32_t halGetDeviceInfo(uint32_t device, int32_t module, int32_t inform
     (void)value;
     sim_fail(ACL_ERROR_FEATURE_NOT_SUPPORTED, "halGetDeviceInfo: information %d is not modelled", information);
     return DRV_ERROR_NOT_SUPPORT;
-}
-
-/* ---- mspti ---- */
-
-enum { MSPTI_SUCCESS = 0, MSPTI_INVALID_PARAMETER = 1, MSPTI_QUEUE_EMPTY = 5, KINDS = 64, DEPTH = 1024 };
-
-static uint64_t enabled; /* a bit for each kind of activity */
-
-SIM_API int32_t msptiSubscribe(void **subscriber, void *callback, void *user_data)
-{
-    static char only;
-    (void)callback;
-    (void)user_data;
-    if (subscriber == NULL)
-        return MSPTI_INVALID_PARAMETER;
-    *subscriber = &only;
-    return MSPTI_SUCCESS;
-}
-
-SIM_API int32_t msptiUnsubscribe(void *subscriber)
-{
-    return subscriber != NULL ? MSPTI_SUCCESS : MSPTI_INVALID_PARAMETER;
-}
-
-SIM_API int32_t msptiActivityRegisterCallbacks(void *requested, void *completed)
-{
-    return requested != NULL && completed != NULL ? MSPTI_SUCCESS : MSPTI_INVALID_PARAMETER;
-}
-
-SIM_API int32_t msptiActivityEnable(int32_t kind)
-{
-    if (kind <= 0 || kind >= KINDS)
-        return MSPTI_INVALID_PARAMETER;
-    __atomic_or_fetch(&enabled, UINT64_C(1) << kind, __ATOMIC_RELAXED);
-    return MSPTI_SUCCESS;
-}
-
-SIM_API int32_t msptiActivityDisable(int32_t kind)
-{
-    if (kind <= 0 || kind >= KINDS)
-        return MSPTI_INVALID_PARAMETER;
-    __atomic_and_fetch(&enabled, ~(UINT64_C(1) << kind), __ATOMIC_RELAXED);
-    return MSPTI_SUCCESS;
-}
-
-SIM_API bool msptiActivityIsEnabled(int32_t kind)
-{
-    return kind > 0 && kind < KINDS && (__atomic_load_n(&enabled, __ATOMIC_RELAXED) >> kind & 1);
-}
-
-SIM_API int32_t msptiActivityFlushAll(uint32_t flag)
-{
-    (void)flag;
-    pthread_once(&told, tell);
-    return MSPTI_SUCCESS;
-}
-
-SIM_API int32_t msptiActivityGetNextRecord(uint8_t *buffer, size_t size, void **record)
-{
-    (void)buffer;
-    (void)size;
-    if (record == NULL)
-        return MSPTI_INVALID_PARAMETER;
-    *record = NULL;
-    return MSPTI_QUEUE_EMPTY;
-}
-
-static _Thread_local uint64_t correlations[DEPTH];
-static _Thread_local size_t depth; /* what is pushed beyond DEPTH is counted, not kept */
-
-SIM_API int32_t msptiActivityPushExternalCorrelationId(int32_t kind, uint64_t id)
-{
-    (void)kind;
-    if (depth < DEPTH)
-        correlations[depth] = id;
-    depth++;
-    return MSPTI_SUCCESS;
-}
-
-SIM_API int32_t msptiActivityPopExternalCorrelationId(int32_t kind, uint64_t *last)
-{
-    (void)kind;
-    if (depth == 0)
-        return MSPTI_QUEUE_EMPTY;
-    depth--;
-    if (last != NULL)
-        *last = depth < DEPTH ? correlations[depth] : 0;
-    return MSPTI_SUCCESS;
 }

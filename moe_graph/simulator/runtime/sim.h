@@ -141,6 +141,10 @@ size_t sim_remove_mapping(void *start);
 size_t sim_mapped_block(const void *start);
 bool sim_has_mapping(const void *start, size_t size); /* whether any lies in [start, start + size), even in part */
 
+/* ---- profiling.c ---- */
+
+void sim_tell_of_times(void); /* that they are the host's: said once, to whoever profiles */
+
 /* ---- stream.c ---- */
 
 aclError sim_check_stream(const char *function, aclrtStream stream); /* NULL is the default stream */
