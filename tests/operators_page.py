@@ -13,6 +13,7 @@ from pathlib import Path
 import marked
 
 from moe_graph import operators
+from moe_graph.operators import not_served
 from moe_graph.operators.declaration import Operator
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "operators.md"
@@ -27,6 +28,17 @@ def tables(declared: Iterable[Operator]) -> str:
         for _, of_module in groupby(of_room, key=lambda operator: operator.reference.__module__):
             text.append(_row(list(of_module)))
     return "\n".join(text).strip()
+
+
+def without_service() -> str:
+    """The table of the operators that have a document and are not served."""
+    rows = [f"| {', '.join(f'`{name}`' for name in names)} | {reason} |" for reason, names in not_served.by_reason()]
+    return "\n".join(["## Documented and not served", "", "| operator | why |", "|---|---|", *rows])
+
+
+def page() -> str:
+    """What stands between the markers."""
+    return f"{tables(operators.every().values())}\n\n{without_service()}"
 
 
 def _place(operator: Operator) -> tuple[str, str, str]:
@@ -47,4 +59,4 @@ def between_markers(text: str) -> str | None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(marked.written(PAGE.read_text(), BEGIN, END, tables(operators.every().values()), PAGE.name))
+    PAGE.write_text(marked.written(PAGE.read_text(), BEGIN, END, page(), PAGE.name))

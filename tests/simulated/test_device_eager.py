@@ -254,6 +254,15 @@ def test_an_operator_that_nothing_serves_names_itself_and_the_function_that_is_m
     assert seen.missing["npu.npu_sign_bits_pack.default"] == 1
 
 
+def test_the_error_says_why_nothing_serves_a_documented_operator():
+    need_torch(2, 9)
+    x, weight = torch.ones(1, 2, 4, 4).npu(), torch.ones(2, 2, 3, 3).npu()
+    with pytest.raises(
+        NotImplementedError, match=r"npu_conv2d.*\(it is a convolution of CANN's older interface; torch"
+    ):
+        torch_npu.npu_conv2d(x, weight, None, [1, 1], [1, 1], [1, 1], 1)
+
+
 def test_the_error_ends_with_the_lines_that_add_a_kernel():
     need_torch(2, 9)
     with pytest.raises(NotImplementedError, match="To add one, in your program") as raised:
@@ -269,9 +278,10 @@ def test_a_function_of_cpp_that_is_missing_is_told_by_the_name_that_stands_in_so
     need_torch(2, 9)
     with report.record() as seen:
         with pytest.raises(
-            NotImplementedError, match=r"atb\._npu_group_topk\.default has no kernel.*atb::.* is not modelled"
+            NotImplementedError, match=r"atb\._npu_quant_rms_norm\.default has no kernel.*atb::.* is not modelled"
         ):
-            torch.ops.atb._npu_group_topk(torch.ones(2, 128).half().npu(), k=2, group_num=4, n=1)
+            x, row = torch.ones(2, 128).half().npu(), torch.ones(128).half().npu()
+            torch.ops.atb._npu_quant_rms_norm(x, row, row, row[:1], row[:1].char(), x.char())
     assert any(name.startswith("atb::") for name in seen.missing) and not any("_Z" in name for name in seen.missing)
 
 

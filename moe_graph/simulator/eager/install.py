@@ -16,6 +16,7 @@ import torch
 from torch._guards import detect_fake_mode
 
 from moe_graph.foundation import compat, survey, transforms
+from moe_graph.operators import not_served
 from moe_graph.simulator.eager import packed_sequences, quantized, record, sparse, stand_in
 from moe_graph.simulator.eager.call import Operator, with_tensors
 from moe_graph.simulator.eager.exceptions import (
@@ -244,8 +245,9 @@ class _Missing:
                 observe(str(self.overload))
             if survey.is_on():
                 return self._answer(args, kwargs)
+            why = not_served.why(self.overload.name())
             raise NotImplementedError(
-                f"{self.overload} has no kernel on the simulated device: {reason}. It runs on an NPU; "
+                f"{self.overload} has no kernel on the simulated device: {reason}{f' ({why})' if why else ''}. It runs on an NPU; "
                 f"moe_graph.operators.every() lists the operators of npu that run here. {_how_to_add(self.overload)}"
             ) from error
 
