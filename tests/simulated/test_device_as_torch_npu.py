@@ -173,6 +173,18 @@ def test_a_tensor_larger_than_its_storage_reads_its_own_block_and_no_other():
         y.sum()
 
 
+def test_tensors_larger_than_their_storages_are_combined():
+    """Laid side by side, each in the memory of its storage: what one writes beyond is the next one's, which comes after it."""
+    tensors = [torch.arange(16.0).npu().view(4, 4), torch.arange(27.0).npu().view(3, 3, 3) + 100]
+    combined = torch.zeros(8).npu()
+    for place, tensor in enumerate(tensors):
+        tensor.untyped_storage().resize_(16)
+        copied = tensor.clone()
+        torch_npu.npu_change_data_ptr(tensor, combined, 4 * place)
+        tensor.copy_(copied)
+    assert combined.tolist() == [0, 1, 2, 3, 100, 101, 102, 103]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool], ids=str)
 @pytest.mark.parametrize("dense", [(), (2,)], ids=str)
 def test_a_sparse_tensor_is_coalesced_as_on_the_host(dtype, dense):

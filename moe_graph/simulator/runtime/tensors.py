@@ -62,14 +62,14 @@ def borrowed_view(tensor: Tensor) -> Tensor:
 def _reach(tensor: Tensor) -> int:
     """The bytes from the start of its storage to the tensor's last one.
 
-    A storage that was made smaller than its tensor is read and written on a device, too: what lies behind it in the allocator's
-    block belongs to nobody. Raises RuntimeError for a tensor that reaches beyond that.
+    A storage that was made smaller than its tensor is read and written on a device, too: the allocator's units that it lies in are the
+    program's. Raises RuntimeError for a tensor that reaches beyond them.
     """
     storage = tensor.untyped_storage()
     last = sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride())) if tensor.numel() else -1
     needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    aligned = storage.data_ptr() % _BLOCK == 0
-    owned = -(-storage.nbytes() // _BLOCK) * _BLOCK if aligned else storage.nbytes()
+    end = storage.data_ptr() + storage.nbytes()
+    owned = storage.nbytes() + (0 if tensor.is_cpu else -end % _BLOCK)
     if needed > owned:
         raise RuntimeError(
             f"a tensor of {tensor.dtype}, size {list(tensor.size())}, strides {list(tensor.stride())}, storage offset "
