@@ -90,6 +90,8 @@ def test_cpu_tensors_are_refused_where_a_device_refuses_them():
     assert x.cpu().tolist() == [3, 3, 0, 0, 0]
     with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
         torch.index_put_(x, (index,), torch.tensor([1.0, 2.0]))
+    with pytest.raises(RuntimeError, match="same device. Expected NPU tensor, please check whether the input tensor"):
+        torch.add(torch.zeros(5), x)
     with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
         torch.nonzero(x, out=torch.empty([], dtype=torch.long))
 
@@ -109,6 +111,23 @@ def test_memory_that_is_only_reserved_costs_nothing():
     large = torch.empty(40 << 30, dtype=torch.int8, device="npu")
     large[-1] = 7
     assert large[-1].item() == 7
+    del large
+    torch.npu.empty_cache()
+
+
+def test_what_this_machine_cannot_hold_is_out_of_memory():
+    """An error, before the system ends the process: by an operator, and by a copy."""
+    amount = 60 << 30
+    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > amount // 2:
+        pytest.skip("this machine can hold what a device can")
+    large = torch.empty(amount, dtype=torch.int8, device="npu")
+    with pytest.raises(torch.OutOfMemoryError, match=r"NPU out of memory. Tried to allocate 60.00 GiB.*this machine"):
+        large.fill_(1)
+    large[-(300 << 20) :].fill_(1)
+    assert large[-1].item() == 1
+    library = ctypes.CDLL(None)
+    sizes = [ctypes.c_size_t(amount)] * 2
+    assert library.aclrtMemset(ctypes.c_void_p(large.data_ptr()), sizes[0], 0, sizes[1]) == 207001
     del large
     torch.npu.empty_cache()
 

@@ -355,8 +355,14 @@ class _Tensors:
         return view
 
     def _refuse(self, tensor: Tensor, other: object) -> None:
+        """In the words of torch_npu's check of a launch, and of torch's where both tensors are on an NPU."""
+        said = (
+            ". Expected NPU tensor, please check whether the input tensor device is correct"
+            if tensor.is_cpu
+            else f", but found at least two devices, {other} and {tensor.device}"
+        )
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but one of {self._overload}, {tuple(tensor.shape)}, is on "
+            f"Expected all tensors to be on the same device{said}. Of {self._overload} one, {tuple(tensor.shape)}, is on "
             f"{tensor.device} and another on {other}"
         )
 

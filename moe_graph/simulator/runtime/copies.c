@@ -19,6 +19,8 @@ static aclError copy(const char *function, void *to, size_t room, const void *fr
     if (error == ACL_SUCCESS && (kind == DEVICE_TO_HOST || kind == DEVICE_TO_DEVICE))
         error = sim_check_device_range(function, from, count);
     if (error == ACL_SUCCESS)
+        error = sim_check_host_memory(function, to, count);
+    if (error == ACL_SUCCESS)
         memmove(to, from, count);
     return error;
 }
@@ -78,6 +80,8 @@ static aclError set(const char *function, void *pointer, size_t room, int32_t va
     if (count > room)
         return sim_fail(ACL_ERROR_INVALID_PARAM, "%s: %zu bytes do not fit into maxCount = %zu", function, count, room);
     aclError error = sim_check_device_range(function, pointer, count);
+    if (error == ACL_SUCCESS)
+        error = sim_check_host_memory(function, pointer, count);
     if (error == ACL_SUCCESS)
         memset(pointer, value, count);
     return error;

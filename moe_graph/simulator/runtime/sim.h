@@ -7,6 +7,7 @@
  *   device.c          devices, contexts, products, versions
  *   cores.c           limits of cores
  *   memory.c          device and host memory
+ *   host_memory.c     what this machine can hold of it
  *   copies.c          copies, and filling of memory
  *   virtual_memory.c  address ranges and physical memory mapped into them
  *   stream.c          streams
@@ -140,6 +141,11 @@ size_t sim_remove_mapping(void *start);
 /* The size of the device block that starts here and has pages of its own, or 0. */
 size_t sim_mapped_block(const void *start);
 bool sim_has_mapping(const void *start, size_t size); /* whether any lies in [start, start + size), even in part */
+
+/* ---- host_memory.c ---- */
+
+/* ACL_ERROR_MEMORY_ALLOCATION, with a message, if this machine has less memory left than writing [start, start + bytes) needs. */
+aclError sim_check_host_memory(const char *function, const void *start, size_t bytes);
 
 /* ---- profiling.c ---- */
 

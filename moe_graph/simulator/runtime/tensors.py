@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from moe_graph.simulator.runtime.library import runtime
 
 _CPU = torch.device("cpu")
 _blocks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 _views: dict[tuple, Tensor] = {}
 _MAX_BLOCKS = 4096
+_LARGE = 256 << 20  # bytes from which on this machine's memory is looked at, as in host_memory.c
 _BLOCK = 512  # torch_npu's allocator hands out multiples of this many bytes, at addresses that are
 
 
@@ -45,6 +50,8 @@ def borrowed_view(tensor: Tensor) -> Tensor:
     size = storage.nbytes()
     if not size:
         return _of_nothing(tensor)
+    if size >= _LARGE:
+        _check_memory(tensor)
     # torch_npu's allocator hands out the same blocks again and again: one CPU tensor over a block serves all views of it.
     key = (storage.data_ptr(), size, tensor.dtype)
     block = _blocks.get(key)
@@ -57,6 +64,26 @@ def borrowed_view(tensor: Tensor) -> Tensor:
             tensor.size(), tensor.stride(), tensor.storage_offset()
         )
     return _with_bits(view, tensor)
+
+
+def _check_memory(tensor: Tensor) -> None:
+    """Raises OutOfMemoryError if this machine, which holds of a device's memory what is written, cannot hold the tensor."""
+    if tensor.nbytes < _LARGE:
+        return
+    needed, left = ctypes.c_size_t(), ctypes.c_size_t()
+    if _lacks_memory()(tensor.data_ptr(), tensor.nbytes, ctypes.byref(needed), ctypes.byref(left)):
+        raise torch.OutOfMemoryError(
+            f"NPU out of memory. Tried to allocate {needed.value / 2**30:.2f} GiB: the device has them, but on the simulated "
+            f"device this machine holds what is written, and it has {left.value / 2**30:.2f} GiB left"
+        )
+
+
+@functools.cache
+def _lacks_memory() -> Callable[..., bool]:
+    function = runtime().moe_sim_lacks_memory
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
+    function.restype = ctypes.c_bool
+    return function
 
 
 def _reach(tensor: Tensor) -> int:
@@ -136,6 +163,8 @@ def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
         dense = strides == tensor.stride()
     made = torch.empty_strided(tensor.size(), strides, dtype=tensor.dtype, device=device)
     size = tensor.nbytes
+    if size >= _LARGE:
+        _check_memory(made)
     if size and dense:
         ctypes.memmove(made.data_ptr(), tensor.data_ptr(), size)
     elif size:
