@@ -5,7 +5,8 @@
     activation     swiglu, gelu and their kind               normalization  RMS and layer norms, fused with what follows
     position       rotary embeddings                         cache          writes to and reads from key/value caches
     quantization   to and from int8 and smaller              sampling       choice of the next token
-    tensor         casts, formats, status                    declaration, ge, checks, dtypes, gradients: what modules share
+    loss           cross entropy, over ranks, too            tensor         casts, formats, status
+    declaration, ge, checks, dtypes, gradients: what modules share
 
 A module holds the operator's document, the checks of its arguments, its reference on CPU tensors, the GE types it lowers to, and its
 declaration. `OPERATORS` are those of the MoE layer, which work without torch_npu; `every` adds those that torch_npu alone defines.

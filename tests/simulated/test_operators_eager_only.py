@@ -281,6 +281,25 @@ def test_indexing_refuses_and_writes():
             torch_npu.npu_indexing(x, begin, end, strides, **masks)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sim_exponential(dtype):
+    need_operator("npu_sim_exponential_")
+    draws = []
+    for seed in (1, 1, 2):
+        x, generator = torch.zeros(4000, dtype=dtype).npu(), torch.Generator("npu").manual_seed(seed)
+        assert torch_npu.npu_sim_exponential_(x, 2.0, generator=generator) is x
+        draws.append(x.cpu().float())
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    ordered = draws[0].sort().values.double()
+    distribution = 1 - torch.exp(-2 * ordered)
+    steps = torch.arange(1, 4001) / 4000
+    assert float((distribution - steps).abs().max()) < 1.95 / 4000**0.5  # Kolmogorov and Smirnov, 1 in 1000
+    x = torch.ones(3, dtype=dtype).npu()
+    assert torch_npu.npu_sim_exponential_(x, float("inf")).tolist() == [0, 0, 0]
+    with pytest.raises(RuntimeError, match="npu_sim_exponential_ expects lambd > 0.0, but found lambd=0"):
+        torch_npu.npu_sim_exponential_(x, 0.0)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (5, 6, 6)])
 def test_mhc_sinkhorn(shape):
     torch.manual_seed(0)

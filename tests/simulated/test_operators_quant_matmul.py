@@ -1,5 +1,6 @@
 """npu_quant_matmul and npu_trans_quant_param against loops from their documents."""
 
+import math
 import struct
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch_npu
 
 from everywhere import check
+from versions import need_operator
 
 M, K, N = 3, 40, 16
 
@@ -81,6 +83,35 @@ def test_int4():
         return torch_npu.npu_quant_matmul(x1, x2, scale, output_dtype=torch.float16)
 
     check(product, [packed(x1), packed(x2), param], [expected], modes=("eager", "static"), rtol=2**-9, atol=2**-9)
+
+
+@pytest.mark.parametrize("approximate", ["gelu_erf", "gelu_tanh"])
+@pytest.mark.parametrize("bias", [None, torch.int32, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quant_matmul_gelu(approximate, bias, bits):
+    need_operator("npu_quant_matmul_gelu")
+    torch.manual_seed(0)
+    half = 2 ** (bits - 1)
+    x1, x2 = torch.randint(-half, half, (M, K)), torch.randint(-half, half, (K, N))
+    x1_scale, x2_scale = torch.rand(M), (torch.rand(N) / half**2 / 3).to(torch.float32 if bits == 8 else torch.bfloat16)
+    given = None if bias is None else torch.randint(-500, 500, (N,)).to(bias) / (1 if bias == torch.int32 else 300)
+    given = None if bias is None else given.to(bias)
+    dtype = torch.bfloat16 if torch.bfloat16 in (bias, x2_scale.dtype) else torch.float16
+    expected = torch.zeros(M, N, dtype=dtype)
+    for i in range(M):
+        for j in range(N):
+            total = int((x1[i] * x2[:, j]).sum()) + (int(given[j]) if bias == torch.int32 else 0)
+            y = total * float(x1_scale[i]) * float(x2_scale[j])
+            y += float(given[j]) if bias not in (None, torch.int32) else 0.0
+            inner = math.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))
+            expected[i, j] = 0.5 * y * (1 + (math.erf(y / math.sqrt(2)) if approximate == "gelu_erf" else inner))
+
+    def product(x1, x2, x1_scale, x2_scale, bias):
+        return torch_npu.npu_quant_matmul_gelu(x1, x2, x1_scale, x2_scale, bias=bias, approximate=approximate)
+
+    operands = [packed(x) if bits == 4 else x.to(torch.int8) for x in (x1, x2)]
+    tolerance = dict(rtol=2**-7, atol=1e-4) if dtype == torch.bfloat16 else dict(rtol=2**-10, atol=1e-5)
+    check(product, [*operands, x1_scale, x2_scale, given], [expected], modes=("eager",), **tolerance)
 
 
 @pytest.mark.parametrize("mode", [0, 1])

@@ -45,6 +45,10 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
             Call((r.int8(8, 128), weight, r.scales(64)), {"output_dtype": _BFLOAT16}),
             Call((r.int8(8, 128), weight, r.scales(64)), {"output_dtype": _BFLOAT16, "pertoken_scale": r.scales(8)}),
         ],
+        "npu_quant_matmul_gelu": [
+            Call((r.int8(8, 128), weight, r.scales(8), r.scales(64))),
+            Call((r.int8(8, 128), weight, r.scales(8), r.scales(64)), {"approximate": "gelu_tanh"}),
+        ],
         "npu_quant_matmul_dequant": [Call((x, r.int8(64, 128), r.scales(64)))],
         "npu_quant_grouped_matmul_dequant": [Call((x, r.int8(4, 64, 128), r.scales(4, 64), ends))],
         "npu_quant_matmul_reduce_sum": [

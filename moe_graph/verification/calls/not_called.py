@@ -31,5 +31,6 @@ NOT_CALLED: dict[str, str] = {
     "_npu_fusion_attention_v3_get_max_workspace": _WORKSPACE,
     "_npu_fusion_attention_grad_v3_get_max_workspace": _WORKSPACE,
     "_npu_dropout_gen_mask.Tensor": "it draws random bits, and a device's generator draws others",
+    "npu_sim_exponential_": "it draws random numbers, and a device's generator draws others",
     "npu_prefetch": "it has no result: it moves data to the cache",
 }
