@@ -26,6 +26,15 @@ def c_compiler() -> list[str] | None:
     return None
 
 
+def cxx_compiler() -> list[str] | None:
+    """The command of a C++ compiler with the standard library that torch is built with: CXX, c++, g++ or clang++; None if there is none."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    if chosen and shutil.which(chosen[0]):
+        return chosen
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return None if found is None else [found]
+
+
 def cache_folder() -> Path:
     """MOE_GRAPH_CACHE, else moe_graph in the XDG cache folder."""
     chosen = os.environ.get("MOE_GRAPH_CACHE")

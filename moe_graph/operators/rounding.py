@@ -7,6 +7,7 @@ What is not listed rounds once on the CPU, too: found by computing torch's own s
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -134,6 +135,32 @@ def rounded_once(
         return (wide if rounds else plain)(*args, **kwargs)
 
     return call
+
+
+class Halves(enum.IntEnum):
+    """How the CPU's kernel of an operator, as it is, serves float16 and bfloat16 tensors.
+
+    AS_THEY_ARE: it rounds once. NOT_AT_ALL: `rounded_once` must. IF_ONE: the kernel does while an argument is false or 1.
+    AS_A_PRODUCT: it does for contiguous matrices of one dtype where the CPU has instructions for it (`foundation.cpu`).
+    """
+
+    AS_THEY_ARE = 0
+    NOT_AT_ALL = 1
+    IF_ONE = 2
+    AS_A_PRODUCT = 3
+
+
+def halves(overload: torch._ops.OpOverload) -> tuple[Halves, int]:
+    """What `rounded_once` does for an operator of aten, and the position of the argument that IF_ONE looks at, else -1."""
+    schema, name = overload._schema, base_name(overload)
+    if name not in LISTED:
+        return Halves.AS_THEY_ARE, -1
+    names = [argument.name for argument in schema.arguments]
+    if name in _ROUNDED_BY_THE_CPU.split() and len(names) == 2:
+        return Halves.AS_A_PRODUCT, -1
+    if name in _ONLY_WITH and _ONLY_WITH[name] in names:
+        return Halves.IF_ONE, names.index(_ONLY_WITH[name])
+    return Halves.NOT_AT_ALL, -1
 
 
 @functools.cache

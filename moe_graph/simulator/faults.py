@@ -172,11 +172,11 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _observer(observe: launches.Observer) -> Iterator[None]:
-    launches.observers.append(observe)
+    launches.observe(observe)
     try:
         yield
     finally:
-        launches.observers.remove(observe)
+        launches.leave(observe)
 
 
 @contextlib.contextmanager

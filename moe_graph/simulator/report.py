@@ -216,14 +216,14 @@ def record() -> Iterator[Record]:
     """Record what happens inside, in all threads of the process. Raises SimulatorError if the simulated device does not run."""
     made = Record()
     with _waits_observed(made):
-        launches.observers.append(made.launch)
+        launches.observe(made.launch)
         launches.missing_observers.append(made.miss)
         launches.communication_observers.append(made.communicate)
         launches.capture_observers.append(made.capture)
         try:
             yield made
         finally:
-            launches.observers.remove(made.launch)
+            launches.leave(made.launch)
             launches.missing_observers.remove(made.miss)
             launches.communication_observers.remove(made.communicate)
             launches.capture_observers.remove(made.capture)

@@ -23,7 +23,7 @@ _kept: list[Any] = []
 
 def begin() -> None:
     """Watch from now on."""
-    launches.observers.append(_read)
+    launches.observe(_read)
     observer = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_missed)
     _kept.append(observer)
     runtime().moe_sim_when_missed(observer)

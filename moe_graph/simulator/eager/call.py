@@ -44,7 +44,8 @@ class ArgumentError(RuntimeError, ValueError):
 class Operator:
     """How one operator of the dispatcher is served for NPU tensors.
 
-    `function`: what computes it, on CPU tensors; by default the operator itself. Calling raises what that raises, and RuntimeError
+    `function`: what computes it, on CPU tensors; by default the operator itself. `is_special`: it draws, or has results that stay on the
+    host. Calling raises what that raises, and RuntimeError
     if tensors of several devices are mixed where a device refuses it.
     """
 
@@ -62,8 +63,8 @@ class Operator:
         by_tag = torch.Tag.nondeterministic_seeded in overload.tags and qualified not in SEEDED | GIVEN_SEED
         self.draws = self.position is not None or by_tag
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
-        special = self._names or self.draws or self._host_results or any(a.name == "device" for a in schema.arguments)
-        self._is_plain = not special
+        self.is_special = bool(self._names or self.draws or self._host_results)
+        self._is_plain = not self.is_special and all(a.name != "device" for a in schema.arguments)
         # An overload hands all on to its handle; a call less.
         self._compute = self.function._op if isinstance(self.function, torch._ops.OpOverload) else self.function
 

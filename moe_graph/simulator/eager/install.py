@@ -17,7 +17,7 @@ from torch._guards import detect_fake_mode
 
 from moe_graph.foundation import compat, survey, transforms
 from moe_graph.operators import not_served
-from moe_graph.simulator.eager import packed_sequences, quantized, record, sparse, stand_in
+from moe_graph.simulator.eager import packed_sequences, plain_calls, quantized, record, sparse, stand_in
 from moe_graph.simulator.eager.call import Operator, with_tensors
 from moe_graph.simulator.eager.exceptions import (
     COMPOSED,
@@ -133,6 +133,8 @@ def _lazily(make: Callable[[], Callable[..., Any]], queued: Queued) -> Callable[
             _empty_queue()
         if operator is None:
             operator = stand_in.marking(make()) if survey.is_on() else make()
+            if queued is None and isinstance(operator, Operator):
+                plain_calls.serve(operator, simulated)
         return operator(args, kwargs)
 
     return simulated

@@ -24,10 +24,9 @@ def install() -> None:
 
     def set_mode(mode: int) -> None:
         original(mode)
-        if _synchronise in launches.observers:
-            launches.observers.remove(_synchronise)
+        launches.leave(_synchronise)
         if functions._npu_get_sync_debug_mode():
-            launches.observers.append(_synchronise)
+            launches.observe(_synchronise)
 
     set_mode._original = original  # type: ignore[attr-defined]
     functions._npu_set_sync_debug_mode = set_mode

@@ -28,10 +28,9 @@ def install() -> None:
 
     def set_flag(flag: bool) -> None:
         original(flag)
-        if _look in launches.observers:
-            launches.observers.remove(_look)
+        launches.leave(_look)
         if flag:
-            launches.observers.append(_look)
+            launches.observe(_look)
 
     set_flag._original = original  # type: ignore[attr-defined]
     functions._set_npu_data_unsafe_flag = set_flag

@@ -14,7 +14,6 @@ import platform
 import re
 import shlex
 import subprocess
-import tempfile
 from pathlib import Path
 
 from moe_graph.foundation import machine
@@ -46,26 +45,8 @@ def ensure_built() -> list[Path]:
     if _loaded:
         return _loaded
     wheel = wheel_folder()
-    base = machine.cache_folder() / "simulator"
-    folder = base / _digest(wheel)
-    cache.check_folder(base)
-    found = cache.libraries(folder)
-    if found is not None:
-        return found
-    compiler = _find_compiler()
-    try:
-        cache.make_folder(base)
-        with cache.locked(base):
-            if cache.libraries(folder) is None:
-                _build_into(folder, wheel, compiler)
-    except OSError as error:
-        raise SimulatorError(
-            f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
-        ) from error
-    found = cache.libraries(folder)
-    if found is None:
-        raise SimulatorError(f"the simulated device was built in {folder}, and is not whole there: set MOE_GRAPH_CACHE")
-    return found
+    entry = machine.cache_folder() / "simulator" / _digest(wheel)
+    return cache.made(entry, lambda folder: _build_into(folder, wheel), wheel=str(wheel))
 
 
 _loaded: list[Path] = []
@@ -106,23 +87,20 @@ def _find_compiler() -> list[str]:
     return found
 
 
-def _build_into(folder: Path, wheel: Path, compiler: list[str]) -> None:
-    """Build beside the final place and rename, so that what is there is whole."""
+def _build_into(folder: Path, wheel: Path) -> list[str]:
+    """The names of the libraries, the one that has everything first."""
+    compiler = _find_compiler()
     wanted = symbols.requirements(wheel)
     names = [MAIN, *(name for name in wanted.sonames if name != MAIN)]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as temporary:
-        work = Path(temporary) / "new"
-        work.mkdir()
-        (work / "stubs.c").write_text(stub_source(wanted.symbols))
-        (work / "empty.c").write_text("extern int moe_graph_empty;\n")
-        sources = [*_c_files(), work / "stubs.c"]
-        _compile(compiler, work / MAIN, [*map(str, sources), f"-I{_SOURCES}", "-ldl"])
-        for name in names[1:]:
-            _compile(compiler, work / name, [str(work / "empty.c"), "-Wl,--no-as-needed", f"-L{work}", "-l:" + MAIN])
-        for source in work.glob("*.c"):
-            source.unlink()
-        cache.seal(work, names, wheel=str(wheel), compiler=compiler)
-        cache.replace(folder, work)
+    (folder / "stubs.c").write_text(stub_source(wanted.symbols))
+    (folder / "empty.c").write_text("extern int moe_graph_empty;\n")
+    sources = [*_c_files(), folder / "stubs.c"]
+    _compile(compiler, folder / MAIN, [*map(str, sources), f"-I{_SOURCES}", "-ldl"])
+    for name in names[1:]:
+        _compile(compiler, folder / name, [str(folder / "empty.c"), "-Wl,--no-as-needed", f"-L{folder}", "-l:" + MAIN])
+    for source in folder.glob("*.c"):
+        source.unlink()
+    return names
 
 
 def _compile(compiler: list[str], output: Path, arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +37,36 @@ def libraries(entry: Path) -> list[Path] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # lost, empty, or not a manifest at all
         return None
     return paths if whole and paths and len(paths) == len(digests) else None
+
+
+def made(entry: Path, make: Callable[[Path], list[str]], **notes: object) -> list[Path]:
+    """The libraries of an entry. If there are none `make` writes them into a new folder, and names them in the order of loading.
+
+    They are made beside the final place, which is then renamed, so that what is there is whole. Safe when several processes start at
+    once. Raises SimulatorError if the cache cannot be written.
+    """
+    base = entry.parent
+    check_folder(base)
+    found = libraries(entry)
+    if found is not None:
+        return found
+    try:
+        make_folder(base)
+        with locked(base):
+            if libraries(entry) is None:
+                with tempfile.TemporaryDirectory(dir=base, prefix=".build-") as temporary:
+                    work = Path(temporary) / "new"
+                    work.mkdir()
+                    seal(work, make(work), **notes)
+                    replace(entry, work)
+    except OSError as error:
+        raise SimulatorError(
+            f"the simulated device cannot be built in {base} ({error}): set MOE_GRAPH_CACHE"
+        ) from error
+    found = libraries(entry)
+    if found is None:
+        raise SimulatorError(f"the simulated device was built in {entry}, and is not whole there: set MOE_GRAPH_CACHE")
+    return found
 
 
 def seal(folder: Path, names: list[str], **notes: object) -> None:

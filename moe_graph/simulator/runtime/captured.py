@@ -205,6 +205,11 @@ def is_special() -> bool:
     return _special.value != 0
 
 
+def counter() -> int:
+    """The address of the number of such streams, an int32."""
+    return ctypes.addressof(_special)
+
+
 def state(stream: int) -> int:
     """ORDINARY, CAPTURED, UPDATING or WAITING, of a raw stream."""
     return runtime().moe_sim_stream_state(stream)

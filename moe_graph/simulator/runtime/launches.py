@@ -5,6 +5,7 @@ Here also stands what a launch means to the host: does it copy between host and 
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import sysconfig
 import traceback
@@ -21,7 +22,12 @@ from torch import Tensor
 Observer = Callable[[torch._ops.OpOverload, tuple, dict], None]
 
 observers: list[Observer] = []
-"""Called before an operator is computed for NPU tensors, with the dispatcher's arguments. One that raises fails the launch."""
+"""Called before an operator is computed for NPU tensors, with the dispatcher's arguments. One that raises fails the launch.
+
+`observe` and `leave` change it: while it is not empty, no launch is made without Python (`eager.plain_calls`)."""
+
+observer_count = ctypes.c_int32(0)
+"""The length of `observers`, where C can read it."""
 
 missing_observers: list[Callable[[str], None]] = []
 """Called with the name of an operator that nothing serves, before its error is raised."""
@@ -38,6 +44,19 @@ replay_observers: list[Callable[[Any, str, str, str, Any], None]] = []
 """Called after each launch of a replay with the graph (`captured.Graph`), the launch, its operator, its line and its results.
 
 By `captured.watch`, which has the launches of the C runtime told, too."""
+
+
+def observe(observer: Observer) -> None:
+    """Call an observer from now on."""
+    observers.append(observer)
+    observer_count.value = len(observers)
+
+
+def leave(observer: Observer) -> None:
+    """Do not call an observer any more; one that is not called stays so."""
+    if observer in observers:
+        observers.remove(observer)
+    observer_count.value = len(observers)
 
 
 @dataclass(frozen=True)
