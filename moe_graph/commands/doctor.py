@@ -66,7 +66,7 @@ def look() -> list[Finding]:
     home = os.environ.get("ASCEND_HOME_PATH", "")
     findings.append(Finding("CANN", f"is here{home and f' ({home})'}" if npu else "none: the device is simulated"))
     if not npu:
-        findings += [_compiler(), _cache()]
+        findings += [_compiler(), _cxx_compiler(), _cache()]
     if any(finding.wrong for finding in findings):
         return findings
     if npu:
@@ -156,6 +156,12 @@ def _compiler() -> Finding:
     if found is None:
         return Finding("C compiler", "none of $CC, cc, gcc, clang, ziglang", True, "pip install ziglang")
     return Finding("C compiler", " ".join(found))
+
+
+def _cxx_compiler() -> Finding:
+    """No fault where it is missing: results are the same."""
+    found = machine.cxx_compiler()
+    return Finding("C++ compiler", "none: eager operators take longer" if found is None else " ".join(found))
 
 
 def _cache() -> Finding:

@@ -1,9 +1,9 @@
-/* The most usual call of an operator on NPU tensors, without Python: by the CPU's kernel, on the same memory.
+/* The most usual call of an operator on NPU tensors: by the CPU's kernel, or by a function on CPU tensors, on the same memory.
  *
  * What `call.Operator` does in Python for every call, this does for a plain one: tensors of one device, numbers, lists of both. Whatever
  * is not plain goes to the operator's Python kernel, which is registered under another key (FALLBACK): a capture, an observer of launches,
- * a profiler, tensors of several devices, dtypes that are computed otherwise, and every call that the CPU's kernel refuses, so that errors
- * are Python's. `plain_calls.py` builds this file and says which operators it serves, and under which conditions. */
+ * a profiler, tensors of several devices, and every call that is refused, so that errors are Python's. `plain_calls.py` builds this
+ * file and says which operators it serves, and under which conditions. */
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -11,18 +11,22 @@
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <atomic>
 #include <cstring>
 #include <vector>
 
 namespace {
 
 constexpr auto FALLBACK = c10::DispatchKey::PrivateUse3;
+constexpr auto FUNCTION = c10::DispatchKey::PrivateUse2; /* the function on CPU tensors, where there is one */
 constexpr int NOWHERE = -1;
 
 /* How an operator's float16 and bfloat16 tensors are computed by the CPU's kernel (plain_calls.py). */
 enum Halves : int { AS_THEY_ARE, NOT_AT_ALL, IF_ONE, AS_A_PRODUCT };
 
 struct Conditions {
+    bool by_kernel;   /* may the CPU's kernel compute it, under the conditions that follow? */
+    bool by_function; /* is there a function? */
     Halves halves;
     bool int32;    /* are int32 tensors taken as they are? */
     int if_one;    /* the position of the argument that IF_ONE looks at */
@@ -34,6 +38,8 @@ struct Conditions {
 /* Counters of what Python must see: captured streams (the C runtime's own), and observers of launches. */
 const volatile int *captured_streams = nullptr;
 const volatile int *observers = nullptr;
+
+std::atomic<uint64_t> served_calls{0};
 
 bool is_half(const at::Tensor &tensor)
 {
@@ -50,11 +56,6 @@ bool is_one(const c10::IValue &value)
 /* The NPU tensors of one call and their CPU views, which live no longer than the call. */
 class Views {
 public:
-    Views(const Conditions &conditions, bool multiplies_halves)
-        : takes_halves_(conditions.halves == AS_THEY_ARE || multiplies_halves), takes_int32_(conditions.int32)
-    {
-    }
-
     /* The argument on the CPU; false if the call is not plain. */
     bool add(const c10::IValue &value, std::vector<c10::IValue> &arguments)
     {
@@ -90,6 +91,7 @@ public:
     bool has_device() const { return !pairs_.empty(); }
     c10::Device device() const { return pairs_.front().npu.device(); }
     bool has_half() const { return has_half_; }
+    bool has_int32() const { return has_int32_; }
 
     /* A result on the device: the argument that it is, an alias of the argument in whose memory it lies, or a new tensor. */
     c10::IValue to_device(const c10::IValue &value) const
@@ -129,13 +131,8 @@ private:
         }
         if (npu.is_cpu() || npu.is_conj() || npu.is_neg() || (!pairs_.empty() && npu.device() != device()))
             return false;
-        if (is_half(npu)) {
-            has_half_ = true;
-            if (!takes_halves_)
-                return false;
-        }
-        if (!takes_int32_ && npu.scalar_type() == at::kInt)
-            return false;
+        has_half_ = has_half_ || is_half(npu);
+        has_int32_ = has_int32_ || npu.scalar_type() == at::kInt;
         c10::Storage shared;
         for (const Pair &pair : pairs_) {
             if (pair.npu.is_same(npu)) {
@@ -190,8 +187,7 @@ private:
     }
 
     std::vector<Pair> pairs_;
-    const bool takes_halves_, takes_int32_;
-    bool has_half_ = false;
+    bool has_half_ = false, has_int32_ = false;
 };
 
 class PlainCall : public c10::OperatorKernel {
@@ -212,16 +208,9 @@ private:
         const c10::IValue *given = stack.data() + (stack.size() - count);
         if (op.schema().is_mutable() && given[0].isTensor() && given[0].toTensor().defined() && given[0].toTensor().is_cpu())
             return false; /* it writes to a CPU tensor */
-        bool halves = false;
-        if (conditions_.halves == IF_ONE)
-            halves = is_one(given[conditions_.if_one]);
-        if (conditions_.dtype != NOWHERE && !given[conditions_.dtype].isNone())
-            return false;
         if (conditions_.pin_memory != NOWHERE && given[conditions_.pin_memory].isBool() && given[conditions_.pin_memory].toBool())
             return false;
-        if (conditions_.halves == AS_A_PRODUCT)
-            halves = is_product_of_halves(given);
-        Views views(conditions_, halves);
+        Views views;
         torch::jit::Stack arguments;
         arguments.reserve(count);
         for (size_t i = 0; i < count; i++)
@@ -229,19 +218,24 @@ private:
                 return false;
         if (!views.has_device())
             return false;
-        if (conditions_.device != NOWHERE) {
-            const c10::IValue &asked = given[conditions_.device];
-            if (!asked.isNone() && asked.toDevice() != views.device())
+        if (conditions_.device != NOWHERE && !given[conditions_.device].isNone()) {
+            if (given[conditions_.device].toDevice() != views.device())
                 return false;
             arguments[conditions_.device] = c10::Device(at::kCPU);
         }
-        if (conditions_.halves == AS_A_PRODUCT && views.has_half())
+        const bool by_kernel = conditions_.by_kernel && is_the_kernels(views, given);
+        if (!by_kernel && !conditions_.by_function)
+            return false;
+        if (by_kernel && conditions_.halves == AS_A_PRODUCT && views.has_half())
             for (size_t i = 0; i < 2; i++)
                 arguments[i] = arguments[i].toTensor().contiguous();
         try {
             /* The NPU's dtypes are settled already, the CPU's autocast must not change them. */
             c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-            op.callBoxed(&arguments);
+            if (by_kernel)
+                op.callBoxed(&arguments);
+            else
+                op.redispatchBoxed(c10::DispatchKeySet(FUNCTION), &arguments);
         } catch (const std::exception &) {
             return false;
         }
@@ -249,7 +243,29 @@ private:
         torch::jit::drop(stack, count);
         for (const c10::IValue &result : arguments)
             stack.push_back(views.to_device(result));
+        served_calls.fetch_add(1, std::memory_order_relaxed);
         return true;
+    }
+
+    /* Does the CPU's kernel, as it is, compute what a device does with tensors of these dtypes? */
+    bool is_the_kernels(const Views &views, const c10::IValue *given) const
+    {
+        if (views.has_int32() && !conditions_.int32)
+            return false;
+        if (conditions_.dtype != NOWHERE && !given[conditions_.dtype].isNone())
+            return false;
+        if (!views.has_half())
+            return true;
+        switch (conditions_.halves) {
+        case AS_THEY_ARE:
+            return true;
+        case IF_ONE:
+            return is_one(given[conditions_.if_one]);
+        case AS_A_PRODUCT:
+            return is_product_of_halves(given);
+        default:
+            return false;
+        }
     }
 
     static bool is_product_of_halves(const c10::IValue *given)
@@ -263,7 +279,8 @@ private:
     const Conditions conditions_;
 };
 
-std::vector<c10::RegistrationHandleRAII> registered;
+/* Never destroyed: when the process ends the dispatcher may be gone before this library. */
+auto &registered = *new std::vector<c10::RegistrationHandleRAII>;
 
 } // namespace
 
@@ -273,12 +290,15 @@ extern "C" __attribute__((visibility("default"))) void moe_plain_calls_watch(con
     observers = python;
 }
 
+extern "C" __attribute__((visibility("default"))) uint64_t moe_plain_calls_count() { return served_calls; }
+
 /* Serve an operator, whose Python kernel is registered under FALLBACK. Returns false if it cannot be. */
-extern "C" __attribute__((visibility("default"))) bool moe_plain_calls_serve(const char *name, const char *overload, int halves, bool int32,
-                                                                              int if_one, int dtype, int device, int pin_memory)
+extern "C" __attribute__((visibility("default"))) bool moe_plain_calls_serve(const char *name, const char *overload, bool by_kernel,
+                                                                              bool by_function, int halves, bool int32, int if_one, int dtype,
+                                                                              int device, int pin_memory)
 {
     try {
-        const Conditions conditions{static_cast<Halves>(halves), int32, if_one, dtype, device, pin_memory};
+        const Conditions conditions{by_kernel, by_function, static_cast<Halves>(halves), int32, if_one, dtype, device, pin_memory};
         auto kernel = c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<PlainCall>(conditions));
         registered.push_back(c10::Dispatcher::singleton().registerImpl(c10::OperatorName(name, overload), c10::DispatchKey::PrivateUse1,
                                                                        std::move(kernel), {}, nullptr, "moe_graph plain_calls.cpp"));

@@ -1,7 +1,8 @@
-"""Operators of aten that are served without Python where a call is plain: plain_calls.cpp, compiled once for the installed torch.
+"""The way of plain calls of eager operators, in C++: plain_calls.cpp, compiled once for the installed torch.
 
-The Python kernel of an operator stays, under a key of its own, for every other call. Results and errors are the same; what this saves is
-time: a third to a tenth of the way through Python. Without a C++ compiler, or with MOE_GRAPH_SIM_PLAIN_CALLS=0, Python serves all.
+The CPU's kernel is called without Python, a function of ours on CPU tensors with no more of it than itself. The Python kernel of an
+operator stays, under a key of its own, for every other call. Results and errors are the same; what this saves is time, four fifths of what
+an operator of torch costs more than on CPU tensors. Without a C++ compiler, or with MOE_GRAPH_SIM_PLAIN_CALLS=0, Python serves all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,7 +28,8 @@ from moe_graph.simulator.runtime import cache, captured, launches
 from moe_graph.simulator.runtime.errors import SimulatorError
 
 VARIABLE = "MOE_GRAPH_SIM_PLAIN_CALLS"
-FALLBACK = "PrivateUse3"  # of plain_calls.cpp: a key of a device that torch has no backend for
+# Of plain_calls.cpp: keys of devices that torch has no backend for.
+_FALLBACK, _FUNCTION = "PrivateUse3", "PrivateUse2"
 _LIBRARY = "libmoe_graph_plain_calls.so"
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _NOWHERE = -1
@@ -37,46 +39,62 @@ _log = logging.getLogger(__name__)
 _registrations: list[torch.library.Library] = []
 
 
+class Conditions(NamedTuple):
+    """Which calls of an operator the CPU's kernel computes as it is, and where arguments stand: those of plain_calls.cpp, in its order."""
+
+    by_kernel: bool
+    by_function: bool
+    halves: rounding.Halves = rounding.Halves.AS_THEY_ARE
+    int32: bool = True
+    if_one: int = _NOWHERE
+    dtype: int = _NOWHERE
+    device: int = _NOWHERE
+    pin_memory: int = _NOWHERE
+
+
 def serve(operator: Operator, kernel: Callable[..., Any]) -> None:
     """Serve an operator's plain calls from now on, if it has any; `kernel`, its Python kernel, serves the others."""
-    conditions = _conditions(operator)
-    library = _library() if conditions is not None else None
-    if conditions is None or library is None:
+    library = None if operator.is_special else _library()
+    if library is None:
         return
+    conditions = conditions_of(operator)
     space, _, name = operator.overload.name().partition("::")
     registration = torch.library.Library(space, "IMPL")
-    registration.m.impl(name, FALLBACK, kernel)
+    registration.m.impl(name, _FALLBACK, kernel)
+    if conditions.by_function:
+        registration.m.impl(name, _FUNCTION, compat.untraced(operator.function))
     _registrations.append(registration)
     schema = operator.overload._schema
     library.moe_plain_calls_serve(schema.name.encode(), schema.overload_name.encode(), *conditions)
 
 
-def _conditions(operator: Operator) -> tuple[int, bool, int, int, int, int] | None:
-    """`Conditions` of plain_calls.cpp; None for an operator that another function computes, or that draws."""
-    overload = operator.overload
-    schema = overload._schema
+def conditions_of(operator: Operator) -> Conditions:
+    """The conditions of an operator: the CPU's kernel computes it by itself, or by a function that changes nothing under them."""
+    overload, function = operator.overload, operator.function
+    arguments = overload._schema.arguments
+    places = {argument.name: place for place, argument in enumerate(arguments)}
+    of_arguments = {name: places.get(name, _NOWHERE) for name in ("device", "pin_memory")}
+    name = rounding.base_name(overload)
     if (
         overload.namespace != "aten"
-        or operator.is_special
         or overload.name() in aten_operators.FUNCTIONS
         or foreach.of_lists(overload) is not None
-        or rounding.base_name(overload) in dtypes.WHOLE_NUMBERS
+        or name in dtypes.WHOLE_NUMBERS
     ):
-        return None
+        return Conditions(False, True, **of_arguments)
     halves, if_one = rounding.halves(overload)
     if halves == rounding.Halves.AS_A_PRODUCT and not all(map(cpu.multiplies, rounding.HALF)):
         halves = rounding.Halves.NOT_AT_ALL
-    places = {argument.name: place for place, argument in enumerate(schema.arguments)}
-    rounds = halves != rounding.Halves.AS_THEY_ARE
-    types = [place for place, a in enumerate(schema.arguments) if "ScalarType" in str(a.real_type)]
-    return (
-        halves,
-        rounding.base_name(overload) not in dtypes.INDICES,
-        if_one,
-        types[0] if types and rounds else _NOWHERE,
-        places.get("device", _NOWHERE),
-        places.get("pin_memory", _NOWHERE),
-    )
+    types = [place for place, argument in enumerate(arguments) if "ScalarType" in str(argument.real_type)]
+    dtype = types[0] if types and halves != rounding.Halves.AS_THEY_ARE else _NOWHERE
+    by_function = not isinstance(function, torch._ops.OpOverload)
+    return Conditions(True, by_function, halves, name not in dtypes.INDICES, if_one, dtype, **of_arguments)
+
+
+def count() -> int:
+    """How many calls have been served without Python so far in this process."""
+    library = _library()
+    return 0 if library is None else int(library.moe_plain_calls_count())
 
 
 @functools.cache
@@ -91,13 +109,14 @@ def _library() -> ctypes.CDLL | None:
         return None
     library.moe_plain_calls_watch.argtypes = [ctypes.c_void_p] * 2
     library.moe_plain_calls_serve.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_char_p,
+        *[ctypes.c_char_p] * 2,
+        *[ctypes.c_bool] * 2,
         ctypes.c_int,
         ctypes.c_bool,
         *[ctypes.c_int] * 4,
     ]
     library.moe_plain_calls_serve.restype = ctypes.c_bool
+    library.moe_plain_calls_count.restype = ctypes.c_uint64
     library.moe_plain_calls_watch(captured.counter(), ctypes.addressof(launches.observer_count))
     return library
 
