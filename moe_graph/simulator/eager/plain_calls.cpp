@@ -301,7 +301,7 @@ extern "C" __attribute__((visibility("default"))) bool moe_plain_calls_serve(con
         const Conditions conditions{by_kernel, by_function, static_cast<Halves>(halves), int32, if_one, dtype, device, pin_memory};
         auto kernel = c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<PlainCall>(conditions));
         registered.push_back(c10::Dispatcher::singleton().registerImpl(c10::OperatorName(name, overload), c10::DispatchKey::PrivateUse1,
-                                                                       std::move(kernel), {}, nullptr, "moe_graph plain_calls.cpp"));
+                                                                       std::move(kernel), {}, nullptr, "moe_graph/simulator/eager/plain_calls.cpp"));
         return true;
     } catch (const std::exception &) {
         return false;
