@@ -23,8 +23,8 @@ STARTED = "True [1.0, 1.0, 1.0]\n"
 
 
 def python(*arguments, **environment):
-    """Run Python in a fresh process; variables set to None are taken out of its environment."""
-    merged = {**os.environ, **environment}
+    """Run Python in a fresh process; variables set to None are taken out of its environment. No cache gets the library in C++, too."""
+    merged = {**os.environ, "MOE_GRAPH_SIM_PLAIN_CALLS": "0", **environment}
     merged = {name: str(value) for name, value in merged.items() if value is not None}
     return subprocess.run([sys.executable, *arguments], env=merged, capture_output=True, text=True, timeout=300)
 

@@ -72,4 +72,4 @@ def test_every_operator_has_a_kernel_for_the_device(operator):
     need_torch(2, 9)  # the dispatcher names no files before
     lines = torch._C._dispatch_dump(operator.qualname).splitlines()
     (active, *_) = [line for line in lines if line.startswith("PrivateUse1:")]
-    assert "moe_graph/simulator/eager/layer.py" in active
+    assert "moe_graph/simulator/eager/" in active  # layer.py, and plain_calls.cpp once it was called

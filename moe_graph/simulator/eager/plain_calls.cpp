@@ -20,6 +20,7 @@ namespace {
 constexpr auto FALLBACK = c10::DispatchKey::PrivateUse3;
 constexpr auto FUNCTION = c10::DispatchKey::PrivateUse2; /* the function on CPU tensors, where there is one */
 constexpr int NOWHERE = -1;
+constexpr size_t LARGE = size_t(256) << 20; /* bytes from which on Python looks whether this machine can hold them (host_memory.c) */
 
 /* How an operator's float16 and bfloat16 tensors are computed by the CPU's kernel (plain_calls.py). */
 enum Halves : int { AS_THEY_ARE, NOT_AT_ALL, IF_ONE, AS_A_PRODUCT };
@@ -129,7 +130,7 @@ private:
             cpu = npu;
             return npu.is_cpu() && npu.dim() == 0 && npu.layout() == at::kStrided; /* a number */
         }
-        if (npu.is_cpu() || npu.is_conj() || npu.is_neg() || (!pairs_.empty() && npu.device() != device()))
+        if (npu.is_cpu() || npu.nbytes() >= LARGE || npu.is_conj() || npu.is_neg() || (!pairs_.empty() && npu.device() != device()))
             return false;
         has_half_ = has_half_ || is_half(npu);
         has_int32_ = has_int32_ || npu.scalar_type() == at::kInt;
@@ -181,6 +182,8 @@ private:
         /* Strides without gaps and overlaps are kept; what is left is laid out as torch lays out a copy. */
         const at::Tensor dense = value.is_contiguous() || value.is_non_overlapping_and_dense() ? value : value.clone();
         at::Tensor made = at::empty_strided(dense.sizes(), dense.strides(), options);
+        if (dense.nbytes() >= LARGE)
+            return made.copy_(dense); /* by Python */
         if (dense.nbytes() != 0)
             std::memcpy(made.mutable_data_ptr(), dense.const_data_ptr(), dense.nbytes());
         return made;
