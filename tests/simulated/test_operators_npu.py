@@ -125,6 +125,15 @@ def test_a_mode_that_is_not_modelled_is_refused():
         torch.ops.npu.npu_rotary_mul(X.npu(), X.npu(), X.npu(), "third")
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4, 5)])
+def test_batch_norm_reduce(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = [[sum(f(float(v)) for v in x[:, c].flatten()) for c in range(2)] for f in (lambda v: v, lambda v: v * v)]
+    check(torch_npu.batch_norm_reduce, [x, 1e-5], list(torch.tensor(expected)), modes=("eager",), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="batch_norm_reduce: input must be of shape .N, C, ...., got shape .3,."):
+        torch_npu.batch_norm_reduce(torch.ones(3).npu(), 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_sums_of_synchronized_batch_norm(dtype):
     """batch_norm_gather_stats_update takes sums and sums of squares, whatever its schema calls them (ops-nn's document)."""

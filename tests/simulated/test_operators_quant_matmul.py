@@ -112,6 +112,11 @@ def test_quant_matmul_gelu(approximate, bias, bits):
     operands = [packed(x) if bits == 4 else x.to(torch.int8) for x in (x1, x2)]
     tolerance = dict(rtol=2**-7, atol=1e-4) if dtype == torch.bfloat16 else dict(rtol=2**-10, atol=1e-5)
     check(product, [*operands, x1_scale, x2_scale, given], [expected], modes=("eager",), **tolerance)
+    for wrong in ("gelu", ""):
+        with pytest.raises(RuntimeError, match=f"approximate must be 'gelu_tanh' or 'gelu_erf', got '{wrong}'"):
+            torch_npu.npu_quant_matmul_gelu(
+                *(x.npu() for x in operands), x1_scale.npu(), x2_scale.npu(), approximate=wrong
+            )
 
 
 @pytest.mark.parametrize("mode", [0, 1])

@@ -57,7 +57,7 @@ def _attention(
     cache_mode: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """output and lse, float32. Raises ValueError on arguments that the module's document excludes."""
-    cache_mode = cache_mode or _ROWS
+    cache_mode = _ROWS if cache_mode is None else cache_mode
     _check.value("mask_type", mask_type, (None, "undefined"))
     _check.value("calc_type", calc_type, (None, "calc_type_undefined", _RING))
     _check.value("cache_mode", cache_mode, (_ROWS, _NZ, _INT8_NZ))

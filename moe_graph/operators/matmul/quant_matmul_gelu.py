@@ -32,7 +32,7 @@ def quant_matmul_gelu(
     approximate: str | None = "gelu_erf",
 ) -> Tensor:
     """As the module's document says. Raises ValueError on arguments that it excludes."""
-    approximate = approximate or "gelu_erf"
+    approximate = "gelu_erf" if approximate is None else approximate
     if approximate not in _TORCHS:
         _check.refuse("approximate", "'gelu_tanh' or 'gelu_erf'", repr(approximate))
     _check.dtype("x1", x1, (torch.int8, torch.int32))

@@ -76,6 +76,7 @@ def calls(r: Inputs) -> dict[str, list[Call]]:
         ],
         "npu_mhc_post": [Call((streams, between, layer, post))],
         "npu_mhc_post_backward": [Call((r.floats(6, 4, 128, dtype=torch.bfloat16), streams, between, layer, post))],
+        "batch_norm_reduce": [Call((r.floats(2, 32, 8, 4), 1e-5))],
         "npu_mhc_sinkhorn": [Call((matrices,), options, product="950") for options in ({}, steps)],
         "npu_mhc_sinkhorn_backward": [
             Call((r.floats(100, 4, 4, dtype=torch.float32), *mhc_sinkhorn(matrices, **steps)[1:]), product="950")
