@@ -365,6 +365,8 @@ def test_the_gradient_of_mhc_sinkhorn(shape):
     torch_npu.npu_mhc_sinkhorn(ours, eps=eps, num_iters=3, out_flag=1)[0].backward(grad.npu())
     torch.testing.assert_close(ours.grad.cpu().double(), exact.grad, rtol=1e-4, atol=1e-5)
     _, norm, sums = torch_npu.npu_mhc_sinkhorn(x.npu(), out_flag=1)
+    with pytest.raises(RuntimeError, match="x must be not empty with out_flag 1"):
+        torch_npu.npu_mhc_sinkhorn(x[:0].npu(), out_flag=1)
     with pytest.raises(RuntimeError, match="npu_mhc_sinkhorn_backward: norm and sum must be of 2 . num_iters"):
         torch.ops.npu.npu_mhc_sinkhorn_backward(grad.npu(), norm[1:], sums)
 

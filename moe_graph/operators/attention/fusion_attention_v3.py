@@ -1,6 +1,7 @@
 """`npu_fusion_attention_v3(query, key, value, head_num, input_layout, ...)`: `fusion_attention` for graphs, and its gradient.
 
-actual_seq_qlen and actual_seq_kvlen are int64 tensors on the host, and so are seed and offset of dropout, which are returned.
+actual_seq_qlen and actual_seq_kvlen are int64 tensors on the host, and so are seed and offset of dropout, which are returned; of a captured
+graph the device has them, anew in each replay.
 The number of scores is not returned. npu_fusion_attention_grad_v3 gives the gradients of query, key, value, pse and sink, of no
 elements where one was not given.
 

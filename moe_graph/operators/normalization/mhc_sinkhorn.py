@@ -41,6 +41,7 @@ def mhc_sinkhorn(
     _check.size(x.shape[-1] == x.shape[-2] and x.shape[-1] in (4, 6, 8), "x", "of n = 4, 6 or 8", x)
     _check.value("num_iters", num_iters, range(1, 101))
     _check.value("out_flag", out_flag, (0, 1))
+    _check.size(not out_flag or x.numel() > 0, "x", "not empty with out_flag 1", x)
     softmax = torch.softmax(x, -1)
     y, norms, sums = softmax + eps, [softmax], [torch.ones_like(x[..., :1])]
     for dim in (-2, *(-1, -2) * (num_iters - 1)):

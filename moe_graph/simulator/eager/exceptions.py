@@ -83,8 +83,11 @@ DIMENSIONS_CHECKED = frozenset(
 # Results that stay on the host, by their places.
 HOST_RESULTS = {"npu::npu_fusion_attention_v3": (4, 5)}
 
-# An argument, and the place of the result that torch_npu's adapter allocates as [0] without it; its fake implementation says [].
-EMPTY_WITHOUT = {"npu::npu_fusion_attention_grad_v3": ("sink", 4)}
+# Arguments, and the places of results that torch_npu's adapter allocates as [0] without them; its fake implementation gives other shapes.
+EMPTY_WITHOUT = {
+    "npu::npu_fusion_attention_grad_v3": {"sink": 4},
+    "npu::npu_cross_entropy_loss": {"return_zloss": 2, "lse_square_scale_for_zloss": 3},
+}
 
 # Seed and offset are among their arguments, and torch_npu tags them as drawing all the same.
 GIVEN_SEED = frozenset({"npu::_npu_dropout_gen_mask.Tensor"})

@@ -6,7 +6,7 @@ What the recorded function holds are views of raw memory: it keeps no tensor of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -132,9 +132,10 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
         return None  # it writes to tensors that it is given
     try:
         results = operator.overload(*metas, **kwargs)
-        name, place = EMPTY_WITHOUT.get(schema.name, ("", 0))
-        if name and kwargs.get(name) is None:
-            results = (*results[:place], results[place].new_empty(0), *results[place + 1 :])
+        for name, place in EMPTY_WITHOUT.get(schema.name, {}).items():
+            value = given_by_name(schema, metas, kwargs).get(name)
+            if not isinstance(value, Tensor) and not value:
+                results = (*results[:place], results[place].new_empty(0), *results[place + 1 :])
         return results
     except NotImplementedError as error:
         given = returned_as_written(schema, metas, kwargs)
@@ -148,9 +149,14 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
             ) from error
 
 
+def given_by_name(schema: torch._C.FunctionSchema, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names, without defaults."""
+    return {**dict(zip([argument.name for argument in schema.arguments], args)), **kwargs}
+
+
 def written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operator writes to, in the shapes that they have. torch_npu declares some as a plain list `out`."""
-    given = {**dict(zip([argument.name for argument in schema.arguments], metas)), **kwargs}
+    given = given_by_name(schema, metas, kwargs)
     return [
         value
         for argument in schema.arguments
