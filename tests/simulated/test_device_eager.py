@@ -120,6 +120,13 @@ def test_out_is_written_and_resized():
     assert torch.equal(fits.cpu(), X[[2, 0]]) and torch.equal(grows.cpu(), X[[2, 0]])
 
 
+def test_a_result_of_a_type_that_cannot_hold_it_is_refused_as_the_device_does():
+    whole, parts = torch.zeros(6, dtype=torch.uint8, device="npu"), [torch.ones(3, device="npu")] * 2
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        torch.cat(parts, out=whole)
+    assert not whole.any()
+
+
 def test_creation_on_the_device():
     assert torch.equal(torch.arange(5, device="npu").cpu(), torch.arange(5))
     assert torch.equal(torch.ones(2, 3, dtype=torch.int8, device="npu").cpu(), torch.ones(2, 3, dtype=torch.int8))

@@ -23,6 +23,7 @@ from moe_graph.simulator.eager.exceptions import (
     HOST_RESULTS,
     LISTS_ACROSS_DEVICES,
     SEEDED,
+    TYPES_CHECKED,
 )
 from moe_graph.simulator.runtime import captured, launches
 from moe_graph.simulator.runtime.tensors import (
@@ -111,8 +112,8 @@ class Operator:
             if self.overload.namespace == "aten" or isinstance(error, ArgumentError):
                 raise
             raise ArgumentError(str(error)) from error
-        except IndexError as error:
-            if self.overload._schema.name in DIMENSIONS_CHECKED:
+        except (IndexError, TypeError) as error:
+            if self.overload._schema.name in (DIMENSIONS_CHECKED if isinstance(error, IndexError) else TYPES_CHECKED):
                 raise RuntimeError(str(error)) from error
             raise
         except RuntimeError as error:

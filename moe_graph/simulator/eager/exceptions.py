@@ -80,6 +80,9 @@ DIMENSIONS_CHECKED = frozenset(
     """.split()
 )
 
+# Results of a type that they cannot have: CANN's kernel refuses them, which is a RuntimeError; torch's own check is a TypeError.
+TYPES_CHECKED = frozenset({"aten::cat"})
+
 # Results that stay on the host, by their places.
 HOST_RESULTS = {"npu::npu_fusion_attention_v3": (4, 5)}
 
