@@ -292,8 +292,8 @@ if __name__ == "__main__":
     assert done.stdout.split("\n")[:2] == ["npu:0 [0.0, 2.0, 4.0, 6.0] [7.0, 7.0, 7.0]", "0"], done.stderr[-2000:]
 
 
-def test_devices_of_one_process_share_a_batch():
-    """torch.nn.DataParallel's step is the one of the module alone on the CPU."""
+def test_devices_of_one_process_share_a_batch_and_keep_sparse_results():
+    """torch.nn.DataParallel's step is the one of the module alone on the CPU. What is sparse stays on its device, whichever is current."""
     code = """
 import copy
 import torch, torch_npu
@@ -310,6 +310,10 @@ for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.int64):
     sent = torch.arange(5, device="npu:1").to(dtype)
     for device, got in zip((1, 0), comm.broadcast(sent, devices=[1, 0])):
         assert got.device.index == device and torch.equal(got.cpu(), sent.cpu())
+assert torch.npu.current_device() == 0
+for index in (1, 0, 1, 1):
+    sparse = torch.eye(2, device=f"npu:{index}").to_sparse()
+    assert sparse.device.index == sparse._values().device.index == index and sparse._nnz() == 2
 print("equal")
 """
     assert run(code, "--devices", "2").endswith("equal")

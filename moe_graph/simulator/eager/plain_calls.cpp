@@ -9,6 +9,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/record_function.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <atomic>
@@ -163,8 +164,10 @@ private:
         for (const Pair &pair : pairs_)
             if (pair.cpu.is_same(value))
                 return pair.npu;
-        if (value.layout() != at::kStrided)
+        if (value.layout() != at::kStrided) { /* torch moves its parts, and makes the whole on the current device */
+            const c10::DeviceGuard guard(device());
             return value.to(device());
+        }
         const auto options = value.options().device(device());
         for (const Pair &pair : pairs_)
             if (pair.cpu.storage().unsafeGetStorageImpl() == value.storage().unsafeGetStorageImpl()) {

@@ -153,7 +153,10 @@ def _with_bits(view: Tensor, tensor: Tensor) -> Tensor:
 def to_npu(tensor: Tensor, device: torch.device) -> Tensor:
     """A new NPU tensor with the values of a CPU tensor, and with its strides where they leave no gap and no overlap."""
     if tensor.layout is not torch.strided:
-        return tensor.to(device)  # torch moves its parts, strided tensors
+        with torch.npu.device(
+            device
+        ):  # torch moves its parts, strided tensors, and makes the whole on the current device
+            return tensor.to(device)
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     strides = tensor.stride()
