@@ -106,6 +106,12 @@ def test_opcheck():
     opcheck(unpermute.default, (permuted.requires_grad_(), places, torch.rand(4, 2)))
 
 
+def test_a_shape_to_restore_is_not_looked_at():
+    permuted, places = permute(torch.randn(4, 3), torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1]]))
+    probs = torch.rand(4, 2)
+    assert torch.equal(unpermute(permuted, places, probs, False, [4, 3]), unpermute(permuted, places, probs))
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "call, message",
@@ -117,10 +123,6 @@ def test_opcheck():
         (lambda f, i: permute(f(4, 3), f(4, 2)), "npu_moe_token_permute: indices must be of dtype torch.int32"),
         (lambda f, i: permute(f(4, 3), i(4, 2), -9), "npu_moe_token_permute: num_out_tokens must be at least -N"),
         (lambda f, i: unpermute(f(8, 3), i(8), None, True), "npu_moe_token_unpermute: padded_mode must be False"),
-        (
-            lambda f, i: unpermute(f(8, 3), i(8), None, False, [4, 3]),
-            "npu_moe_token_unpermute: restore_shape must be None",
-        ),
         (lambda f, i: unpermute(f(8, 3), f(8)), "npu_moe_token_unpermute: sorted_indices must be of dtype"),
         (
             lambda f, i: unpermute(f(8, 3), i(8), f(4, 3)),

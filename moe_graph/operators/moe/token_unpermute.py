@@ -4,6 +4,8 @@
     probs [N, K]                the weights; without them K = 1 and the weight is 1
     unpermuted_tokens [N, H]    sum over k of permuted_tokens[sorted_indices[i * K + k]] * probs[i, k], dtype of permuted_tokens
 
+restore_shape belongs to padded_mode and is not looked at: torch_npu's adapter hands the kernel one in every call, and programs give theirs.
+
 A place from M on is that of a copy that the permutation has dropped; it adds nothing. Computed in float32 and rounded once.
 
 Sources: the operator's page in the torch_npu documentation, the document of aclnnMoeTokenUnpermute, torch_npu's fake implementation.
@@ -29,12 +31,10 @@ def _check_arguments(
     sorted_indices: Tensor,
     probs: Tensor | None,
     padded_mode: bool,
-    restore_shape: Sequence[int] | None,
 ) -> int | torch.SymInt:
     """K. Raises ValueError on what the document excludes."""
     if padded_mode:
         _check.refuse("padded_mode", "False, the only mode that the operator supports", padded_mode)
-    _check.absent("restore_shape", restore_shape or None, "it belongs to padded_mode")
     _check.dtype("permuted_tokens", permuted_tokens, DTYPES)
     _check.rank("permuted_tokens", permuted_tokens, (2,), "[M, H]")
     _check.dtype("sorted_indices", sorted_indices, (torch.int32, torch.int64))
@@ -61,7 +61,7 @@ def fake(
     restore_shape: Sequence[int] | None = None,
 ) -> Tensor:
     """Shape of unpermuted_tokens."""
-    k = _check_arguments(permuted_tokens, sorted_indices, probs, padded_mode, restore_shape)
+    k = _check_arguments(permuted_tokens, sorted_indices, probs, padded_mode)
     return permuted_tokens.new_empty((sorted_indices.shape[0] // k, permuted_tokens.shape[1]))
 
 
@@ -73,7 +73,7 @@ def token_unpermute(
     restore_shape: Sequence[int] | None = None,
 ) -> Tensor:
     """unpermuted_tokens, as the module's document says. Raises ValueError on what it excludes."""
-    k = _check_arguments(permuted_tokens, sorted_indices, probs, padded_mode, restore_shape)
+    k = _check_arguments(permuted_tokens, sorted_indices, probs, padded_mode)
     # A row of zeros more, for the copies that were dropped.
     rows = torch.nn.functional.pad(permuted_tokens, (0, 0, 0, 1))
     copies = rows.index_select(0, sorted_indices.clamp(max=len(permuted_tokens)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from moe_graph.simulator.communication.operands import (
     reductions_name,
     rooted,
     size_of,
+    whole_numbers,
 )
 from moe_graph.simulator.communication.work import SimulatedWork
 
@@ -103,10 +104,10 @@ class Collectives(Launcher):
         return self._launch(mesh, told, [output], calls, [*after, keep], opts)
 
     def reduce_scatter_tensor_uneven(
-        self, output: Tensor, input: Tensor, input_split_sizes: list[int], opts: Any = None
+        self, output: Tensor, input: Tensor, input_split_sizes: Iterable[int], opts: Any = None
     ) -> SimulatedWork:
         """torch_npu's own: rows of `input` by `input_split_sizes`, equal ones if that is empty."""
-        sizes = input_split_sizes or [input.shape[0] // self._size] * self._size
+        sizes = whole_numbers(input_split_sizes) or [input.shape[0] // self._size] * self._size
         return self._reduce_scatter("reduce_scatter_tensor_uneven", output, input.split(sizes), opts)
 
     # ---- movements: bytes, so any dtype ----
@@ -173,10 +174,10 @@ class Collectives(Launcher):
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
     def all_gather_into_tensor_uneven(
-        self, output: Tensor, input: Tensor, output_split_sizes: list[int], opts: Any = None
+        self, output: Tensor, input: Tensor, output_split_sizes: Iterable[int], opts: Any = None
     ) -> SimulatedWork:
         """torch_npu's own: rank r's input becomes `output_split_sizes[r]` rows, equal ones if that is empty."""
-        rows = output_split_sizes or [output.shape[0] // self._size] * self._size
+        rows = whole_numbers(output_split_sizes) or [output.shape[0] // self._size] * self._size
         sizes = [count * output[:1].numel() for count in rows]
         return self._gather_into("all_gather_into_tensor_uneven", output, input, sizes, opts)
 
@@ -224,19 +225,18 @@ class Collectives(Launcher):
         self,
         output: Tensor,
         input: Tensor,
-        output_split_sizes: list[int],
-        input_split_sizes: list[int],
+        output_split_sizes: Iterable[int],
+        input_split_sizes: Iterable[int],
         opts: Any = None,
     ) -> SimulatedWork:
+        received, sent = whole_numbers(output_split_sizes), whole_numbers(input_split_sizes)
         mesh, (out, mine) = self._host("all_to_all_single", [output, input])
         opts = dist.AllToAllOptions() if opts is None else opts
         into, given = as_rows(out), as_rows(mine)
-        call = functools.partial(
-            mesh.gloo.alltoall_base, into, given, list(output_split_sizes), list(input_split_sizes), opts
-        )
+        call = functools.partial(mesh.gloo.alltoall_base, into, given, received, sent, opts)
         counts = [
             [rows * each.shape[1] for rows in sizes] if sizes else [each.numel() // self._size] * self._size
-            for each, sizes in ((given, input_split_sizes), (into, output_split_sizes))
+            for each, sizes in ((given, sent), (into, received))
         ]
         return self._launch(mesh, self._exchange("all_to_all_single", mine, *counts), [output], [call], (), opts)
 
@@ -258,8 +258,9 @@ class Collectives(Launcher):
         told = self._exchange("all_to_all", given[0], sizes, counts)
         return self._launch(mesh, told, outputs, [call], [distribute], opts)
 
-    def alltoallvc(self, output: Tensor, input: Tensor, matrix: list[int], opts: Any = None) -> SimulatedWork:
+    def alltoallvc(self, output: Tensor, input: Tensor, matrix: Iterable[int], opts: Any = None) -> SimulatedWork:
         """torch_npu's own: element [i, j] of the flat `matrix` says how many elements rank i sends to rank j."""
+        matrix = whole_numbers(matrix)
         sent = matrix[self._rank * self._size : (self._rank + 1) * self._size]
         return self.all_to_all_single(output.view(-1), input.view(-1), matrix[self._rank :: self._size], sent)
 

@@ -7,7 +7,7 @@ no values. A tensor with values is refused: what it would hold is known to the o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed import distributed_c10d as c10d
 
 from moe_graph.simulator.communication import group
-from moe_graph.simulator.communication.operands import check_sendable
+from moe_graph.simulator.communication.operands import check_sendable, whole_numbers
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import launches
 
@@ -104,13 +104,14 @@ class LoneRank(group.SimulatedHccl):
         self,
         output: Tensor,
         input: Tensor,
-        output_split_sizes: list[int],
-        input_split_sizes: list[int],
+        output_split_sizes: Iterable[int],
+        input_split_sizes: Iterable[int],
         opts: Any = None,
     ) -> SimulatedWork:
-        work = super().all_to_all_single(output, input, output_split_sizes, input_split_sizes, opts)
+        received, sent = whole_numbers(output_split_sizes), whole_numbers(input_split_sizes)
+        work = super().all_to_all_single(output, input, received, sent, opts)
         for observe in exchange_observers:
-            observe(self, output, input, bool(output_split_sizes or input_split_sizes))
+            observe(self, output, input, bool(received or sent))
         return work
 
     alltoall_base = all_to_all_single

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ def check_sendable(operation: str, tensor: Tensor) -> None:
 
         if int(torch_npu.get_npu_format(tensor)) not in _BASE_FORMATS:
             raise RuntimeError(f"For a tensor of internal format, it's storage_offset must be 0: {operation}")
+
+
+def whole_numbers(sizes: Iterable[Any] | None) -> list[int]:
+    """Sizes of splits as torch's binding takes them: in any sequence, a NumPy array too. Raises TypeError for other numbers."""
+    return [] if sizes is None else [operator.index(size) for size in sizes]
 
 
 def size_of(tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import numpy
 import torch
 import torch.distributed as dist
 import torch_npu
@@ -207,12 +208,11 @@ def case_all_to_all_single_with_splits():
     # Rank i sends i + j rows to rank j, so some send nothing.
     sent, received = [RANK + to for to in RANKS], [rank + RANK for rank in RANKS]
     given = torch.cat([torch.full((count, 3), RANK * 10 + to, dtype=torch.int8) for to, count in enumerate(sent)])
-    out = torch.zeros(sum(received), 3, dtype=torch.int8).npu()
-    dist.all_to_all_single(out, given.npu(), received, sent)
-    same(
-        out,
-        torch.cat([torch.full((count, 3), rank * 10 + RANK, dtype=torch.int8) for rank, count in enumerate(received)]),
-    )
+    expected = [torch.full((count, 3), rank * 10 + RANK, dtype=torch.int8) for rank, count in enumerate(received)]
+    for kind in (list, tuple, numpy.array):  # what torch's own binding takes
+        out = torch.zeros(sum(received), 3, dtype=torch.int8).npu()
+        dist.all_to_all_single(out, given.npu(), kind(received), kind(sent))
+        same(out, torch.cat(expected))
 
 
 def case_send_and_recv():
