@@ -8,6 +8,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from moe_graph.operators import dtypes
+
 
 class Checks:
     """The checks, for one operator. Shapes may be symbolic; a symbolic condition becomes a guard or a run-time assertion."""
@@ -36,6 +38,12 @@ class Checks:
             self.refuse(
                 argument, f"None ({why})", f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             )
+
+    def own_dtype(self, argument: str, number: int | None, tensor: Tensor | None) -> None:
+        """The type as which a tensor is read: its own, said or not. Others have no fallback."""
+        if number is not None and (tensor is None or dtypes.from_number(number) != tensor.dtype):
+            own = "" if tensor is None else f" or the tensor's own, {tensor.dtype}"
+            self.refuse(argument, f"None{own} (other types have no fallback)", dtypes.name(number))
 
     def dtype(self, argument: str, tensor: Tensor, allowed: Collection[torch.dtype]) -> None:
         """One of the allowed dtypes."""

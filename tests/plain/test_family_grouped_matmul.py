@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import moe_graph  # noqa: F401  registers the operator
 from family import grouped_matmul as reference
 from family.grouped_matmul import numbers, random
+from moe_graph.operators.dtypes import to_number
 from versions import opcheck
 
 operator = torch.ops.npu.npu_grouped_matmul
@@ -39,6 +40,17 @@ def call(*arguments, **keywords):
     outputs = operator(*arguments, **keywords)
     assert_fake_agrees(arguments, keywords, outputs)
     return outputs
+
+
+def test_the_dtypes_of_the_operands_may_be_said():
+    x, weight, groups = random((4, 3), FLOAT32, 0), random((2, 3, 5), FLOAT32, 1), torch.tensor([1, 3])
+    given = dict(group_list=groups, group_list_type=1, group_type=0, split_item=3)
+    number = to_number(FLOAT32)
+    (said,), (plain,) = (
+        operator([x], [weight], x_dtype=number, weight_dtype=number, **given),
+        operator([x], [weight], **given),
+    )
+    assert torch.equal(said, plain)
 
 
 @settings(max_examples=60, deadline=None)

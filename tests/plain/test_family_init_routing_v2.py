@@ -12,6 +12,7 @@ import moe_graph  # noqa: F401  registers the operator
 from family.grouped_matmul import random
 from family.quantization import assert_quantized
 from family.routing import choose_experts, init_routing, routings
+from moe_graph.operators.dtypes import to_number
 from versions import need_torch, opcheck
 
 operator = torch.ops.npu.npu_moe_init_routing_v2
@@ -182,6 +183,14 @@ def test_symbolic_sizes_give_one_graph():
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_the_dtype_of_x_may_be_said(dtype):
+    x, chosen = random((4, 3), torch.float32, 0).to(dtype), choose_experts(4, 2, 5, 0)
+    given = dict(expert_num=5, active_num=8, quant_mode=-1)
+    for said, plain in zip(operator(x, chosen, x_dtype=to_number(dtype), **given), operator(x, chosen, **given)):
+        assert torch.equal(said, plain)
+
+
 ONE = torch.ones(1)
 
 
@@ -189,7 +198,7 @@ ONE = torch.ones(1)
     ("keywords", "message"),
     [
         ({"quant_mode": 2}, r"quant_mode must be -1, 0 or 1 \(those of float8, .* have no fallback\), got 2"),
-        ({"x_dtype": 290}, "x_dtype must be None"),
+        ({"x_dtype": 290}, "x_dtype must be None or the tensor's own, torch.float32 .* got torch_npu.hifloat8"),
         ({"expert_num": -1}, "expert_num must be from 1 to 10240, got -1"),
         ({"expert_num": 5121, "expert_tokens_num_type": 2}, "expert_num must be from 1 to 5120, got 5121"),
         ({"expert_tokens_num_type": 3}, "expert_tokens_num_type must be one of 0, 1, 2, got 3"),

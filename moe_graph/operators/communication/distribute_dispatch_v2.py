@@ -77,9 +77,8 @@ def _check_arguments(
     layout = distribute.check_layout(
         check, ranks, rank, experts, options.shared_expert_num, options.shared_expert_rank_num, options.special
     )
-    for name in ("x_dtype", "scales_dtype"):
-        if getattr(options, name) is not None:
-            check.refuse(name, "None (its types have no fallback)", dtypes.name(getattr(options, name)))
+    check.own_dtype("x_dtype", options.x_dtype, x)
+    check.own_dtype("scales_dtype", options.scales_dtype, options.scales)
     distribute.check_common(
         check,
         expert_ids,

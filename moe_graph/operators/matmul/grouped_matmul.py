@@ -52,7 +52,7 @@ from moe_graph.operators.quantization.trans_quant_param import unpacked
 def fake(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: Any) -> list[Tensor]:
     """Outputs by the form of the call; the values of group_list are not looked at."""
     options = Options(**keywords)
-    if grouped_matmul_float8.is_float8(x, options):
+    if grouped_matmul_float8.is_float8(x, weight, options):
         dtype = grouped_matmul_float8.result_dtype(x, grouped_matmul_float8.names(x, weight, options), options)
         inner, columns = weight[0].shape[-2:]
         if options.weight_dtype == 296 and x[0].shape[-1] not in (inner, 2 * inner):
@@ -95,7 +95,7 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **keywords: An
     Raises ValueError as `check_arguments`, and for a group_list whose values do not fit x.
     """
     options = Options(**keywords)
-    if grouped_matmul_float8.is_float8(x, options):
+    if grouped_matmul_float8.is_float8(x, weight, options):
         kinds = grouped_matmul_float8.names(x, weight, options)
         matrices = [scaled_operands.carried(matrix, kinds[1]) for matrix in weight]
         return _of_float8([scaled_operands.carried(matrix, kinds[0]) for matrix in x], matrices, kinds, options)

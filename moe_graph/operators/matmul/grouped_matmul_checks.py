@@ -99,9 +99,11 @@ def check_arguments(x: Sequence[Tensor], weight: Sequence[Tensor], options: Opti
                 check.refuse(name, "of one dtype", f"{tensors[0].dtype} and {tensor.dtype}")
     for name in ("offset", "activation_input", "activation_quant_scale", "activation_quant_offset"):
         check.absent(name, getattr(options, name) or None)
-    for name in ("x_dtype", "weight_dtype", "scale_dtype", "per_token_scale_dtype"):
-        if getattr(options, name) is not None:
-            check.refuse(name, "None (its types have no fallback)", dtypes.name(getattr(options, name)))
+    check.own_dtype("x_dtype", options.x_dtype, x[0])
+    check.own_dtype("weight_dtype", options.weight_dtype, weight[0])
+    check.own_dtype("scale_dtype", options.scale_dtype, options.scale[0] if options.scale else None)
+    tokens = options.per_token_scale
+    check.own_dtype("per_token_scale_dtype", options.per_token_scale_dtype, tokens[0] if tokens else None)
     check.value("split_item", options.split_item, range(4))
     axis, stacked, joined = (_form_with_integers if _has_integers(options) else _form)(x, weight, options)
     quantized = _check_dtypes(x[0], weight[0])

@@ -30,10 +30,9 @@ from moe_graph.operators.quantization.trans_quant_param import unpacked
 RESULTS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def is_float8(x: Sequence[Tensor], options: Options) -> bool:
+def is_float8(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> bool:
     """Is it a call of these types?"""
-    given = options.x_dtype is not None or options.weight_dtype is not None
-    return given or (bool(x) and x[0].dtype in scaled_operands.FLOAT8_DTYPES)
+    return bool(x and weight) and any(names(x, weight, options))
 
 
 def names(x: Sequence[Tensor], weight: Sequence[Tensor], options: Options) -> tuple[str, str]:

@@ -116,7 +116,11 @@ def grouped_matmul_swiglu_quant_v2(
     """y and scale. Raises NotImplementedError, naming the argument, for a form that is not served."""
     if bias is not None:
         raise NotImplementedError("npu_grouped_matmul_swiglu_quant_v2: bias must be None, it is not served")
-    if x.dtype in scaled_operands.FLOAT8_DTYPES or x_dtype is not None or weight_dtype is not None:
+    operands = (("x_dtype", x, x_dtype), ("weight_dtype", weight[0], weight_dtype))
+    if any(
+        scaled_operands.name_of(f"npu_grouped_matmul_swiglu_quant_v2: {name}", tensor, number)
+        for name, tensor, number in operands
+    ):
         _without_assist(smooth_scale, weight_assist_matrix)
         if dequant_dtype not in (None, 1, 5, _FLOAT, 15):
             raise ValueError(

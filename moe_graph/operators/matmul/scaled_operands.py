@@ -28,7 +28,7 @@ _NUMBERS = {290: hifloat8.GE_NAME, 291: mx.E5M2.ge, 292: mx.E4M3.ge, 296: FLOAT4
 
 def name_of(argument: str, x: Tensor, number: int | None) -> str:
     """The name in GE of an operand's type of Ascend 950, "" for another one. Raises NotImplementedError for another number."""
-    if number is None:
+    if number is None or dtypes.from_number(number) == x.dtype:
         return _NAMES.get(x.dtype, "")
     if number not in _NUMBERS:
         known = ", ".join(dtypes.name(n) for n in (290, 291, 292, 296))

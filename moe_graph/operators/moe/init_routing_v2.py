@@ -73,7 +73,7 @@ def _check_arguments(x: Tensor, expert_idx: Tensor, options: Options) -> None:
         _check.refuse(
             "quant_mode", "-1, 0 or 1 (those of float8, hifloat8, float4 and int4 have no fallback)", options.quant_mode
         )
-    _check.absent("x_dtype", options.x_dtype, "the types that it names, hifloat8 and float4, have no fallback")
+    _check.own_dtype("x_dtype", options.x_dtype, x)
     _check.dtype("x", x, (*FLOATS, torch.int8) if options.quant_mode == NOT_QUANTIZED else FLOATS)
     _check.rank("x", x, (2,), "[N, H]")
     _check.dtype("expert_idx", expert_idx, (torch.int32,))
