@@ -139,6 +139,13 @@ def test_children_have_the_device_whatever_they_import_first(tmp_path, first):
     assert done.stdout == "[2.0, 2.0] 3\n", done.stderr[-2000:]
 
 
+def test_children_of_a_test_have_the_device():
+    """By the plugin of pytest alone, which these tests run with."""
+    child = "import torch, torch_npu; print(torch.ones(2).npu().add(1).tolist())"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[2.0, 2.0]\n", done.stderr[-2000:]
+
+
 QUESTION = "from importlib.util import find_spec; assert find_spec('torch').origin and find_spec('torch_npu').origin; "
 
 
