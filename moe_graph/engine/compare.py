@@ -286,6 +286,10 @@ class _NoValue:
 _MISSING = _NoValue()
 
 
+_WAITS = "air.wait_tensor.default"
+"""Gives its first argument, after its second. torchair gives it no kernel outside of a graph."""
+
+
 class Reference(torch.fx.Interpreter):
     """Interprets the FX graph on CPU tensors and holds each result against what was seen of it."""
 
@@ -307,7 +311,7 @@ class Reference(torch.fx.Interpreter):
             reason = "an input has none"
         else:
             try:
-                value = getattr(self, node.op)(node.target, args, kwargs)
+                value = args[0] if str(node.target) == _WAITS else getattr(self, node.op)(node.target, args, kwargs)
             except (
                 Exception
             ) as error:  # reported: an operator of the NPU has no kernel on the CPU, and may say so in any way
@@ -346,10 +350,11 @@ class Reference(torch.fx.Interpreter):
     def _no_reference(self, node: torch.fx.Node, reason: str) -> Any:
         """The engine's value in place of the reference, so that what follows is still compared."""
         seen = self._seen.values.get(node.name, {})
-        if node.target is not operator.getitem:
+        described = node.meta.get("val")
+        gives_nothing = "val" in node.meta and all(leaf is None for leaf in tree_flatten(described)[0])
+        if node.target is not operator.getitem and (seen or not gives_nothing):
             for output, (_, ge_node) in seen.items() or [("0", (None, ""))]:
                 self._add(node, output, NO_REFERENCE, reason=reason, ge_node=str(ge_node))
-        described = node.meta.get("val")
         if isinstance(described, (tuple, list)):
             return [self.taken(seen[str(at)][0]) if str(at) in seen else _MISSING for at in range(len(described))]
         return self.taken(seen["0"][0]) if "0" in seen and isinstance(described, Tensor) else _MISSING

@@ -159,6 +159,17 @@ def test_an_operator_without_a_cpu_kernel_goes_on_with_the_engines_value(monkeyp
     assert report.ok and "aten.sum.dim_IntList" in {tensor.target for tensor in report.with_status("agrees")}
 
 
+def test_what_orders_operators_needs_no_reference():
+    def function(x, y):
+        with torchair.scope.npu_stream_switch("2", 3):
+            y = y.exp()
+        return torchair.scope.npu_wait_tensor(x * 2, y) + 1, y
+
+    report = moe_graph.compare_graph(function, torch.randn(3, 4), torch.randn(2))
+    assert report.ok and not report.with_status("no reference")
+    assert {"aten.exp.default", "aten.add.Tensor"} <= {tensor.target for tensor in report.with_status("agrees")}
+
+
 def test_many_comparisons_of_one_function_each_compile_it(break_kernel):
     for _ in range(12):  # more than dynamo compiles one code object
         assert moe_graph.compare_graph(chain, *inputs()).ok
