@@ -269,6 +269,24 @@ def test_graphs_of_one_pool_hand_memory_to_each_other():
         assert y[0].item() == (value + 1) * 3
 
 
+def test_graphs_of_pools_of_their_own_hand_memory_to_each_other_until_it_is_taken():
+    need_torch(2, 9)  # torch_npu 2.8 does not tell a graph's pool from others
+    pool = torch.npu.graph_pool_handle()
+    x = torch.ones(64).npu()
+    hidden = []
+    first, _ = captured(lambda: hidden.append(x + 1), pool=pool)
+    second, y = captured(lambda: hidden.pop() * 3)
+    for value in (1, 4):
+        x.fill_(value)
+        first.replay()
+        second.replay()
+        assert y[0].item() == (value + 1) * 3
+    _, taken = captured(lambda: x + 2, pool=pool)  # at the same place
+    with pytest.raises(RuntimeError, match=r"aten.mul.Tensor uses the 256 bytes at .* that was freed"):
+        second.replay()
+    assert len(taken) == 64
+
+
 def test_copies_between_pinned_memory_and_the_device_are_recorded():
     source, back = torch.zeros(4).pin_memory(), torch.zeros(4).pin_memory()
     x = torch.zeros(4).npu()

@@ -126,7 +126,8 @@ class Graph:
         self.replays += 1
 
     def _check_outside(self) -> None:
-        """Memory that was freed into the graph's own pool is the graph's still; other memory is lost to it."""
+        """Memory that was freed into the graph's own pool is the graph's still, and that of another graph's pool holds what that
+        graph writes until somebody else has it; other memory is lost to the graph."""
         segments = torch.npu.memory_snapshot()
         private = _private(segments)
         pools = private & {_pool(segments, address) for address in self.own} or private
@@ -134,9 +135,12 @@ class Graph:
             storage = _storage(outside.reference.cdata)
             if storage is not None and storage.data_ptr() == address:
                 continue
-            if _pool(segments, address) in pools:
+            pool = _pool(segments, address)
+            if pool in pools:
                 del self.outside[address]
                 continue
+            if pool in private and not _is_taken(segments, address):
+                continue  # looked at again at each replay
             raise RuntimeError(
                 f"replay of graph {self.number}: {outside.launch} uses the {outside.size} bytes at {address:#x} of a tensor "
                 f"{outside.description} that was {'freed' if storage is None else 'moved by a resize'} after the capture; keep it "
@@ -156,6 +160,17 @@ def _pool(segments: list[dict[str, Any]], address: int) -> tuple[int, int] | Non
         if segment["address"] <= address < segment["address"] + segment["total_size"]:
             return tuple(segment.get("segment_pool_id", (0, 0)))
     return None
+
+
+def _is_taken(segments: list[dict[str, Any]], address: int) -> bool:
+    """Does a tensor lie at this address of a pool?"""
+    for segment in segments:
+        start = segment["address"]
+        for block in segment["blocks"]:
+            if start <= address < start + block["size"]:
+                return bool(block["state"] == "active_allocated")
+            start += block["size"]
+    return True
 
 
 def _private(segments: list[dict[str, Any]]) -> set[tuple[int, int] | None]:
