@@ -488,6 +488,7 @@ def test_grouped_matmul_by_int4_refused(changed, message):
 
 
 def test_grouped_matmul_swiglu_quant_of_int4_rows():
+    need_torch(2, 13)  # the fake implementation of 2.8 fails on these types
     torch.manual_seed(4)
     x, weight, x_scale = torch.randint(-8, 8, (4, 32)), torch.randint(-8, 8, (E, 32, N)), torch.rand(4) / 10
     w_scale, smooth, ends = torch.rand(E, N) / 30, torch.rand(E, N // 2) + 0.5, torch.tensor([1, 3])
