@@ -33,6 +33,8 @@ _FALLBACK, _FUNCTION = "PrivateUse3", "PrivateUse2"
 _LIBRARY = "libmoe_graph_plain_calls.so"
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _NOWHERE = -1
+_FUNCTION_FOR_HALVES = frozenset({"aten::_softmax", "aten::_log_softmax"})
+"""Operators with a function that does what the CPU's kernel does, but for half types."""
 _FLAGS = "-O2 -fPIC -fvisibility=hidden -shared".split()
 
 _log = logging.getLogger(__name__)
@@ -74,15 +76,15 @@ def conditions_of(operator: Operator) -> Conditions:
     arguments = overload._schema.arguments
     places = {argument.name: place for place, argument in enumerate(arguments)}
     of_arguments = {name: places.get(name, _NOWHERE) for name in ("device", "pin_memory")}
-    name = rounding.base_name(overload)
+    name, for_halves = rounding.base_name(overload), overload.name() in _FUNCTION_FOR_HALVES
     if (
         overload.namespace != "aten"
-        or overload.name() in aten_operators.FUNCTIONS
+        or (overload.name() in aten_operators.FUNCTIONS and not for_halves)
         or foreach.of_lists(overload) is not None
         or name in dtypes.WHOLE_NUMBERS
     ):
         return Conditions(False, True, **of_arguments)
-    halves, if_one = rounding.halves(overload)
+    halves, if_one = (rounding.Halves.NOT_AT_ALL, _NOWHERE) if for_halves else rounding.halves(overload)
     if halves == rounding.Halves.AS_A_PRODUCT and not all(map(cpu.multiplies, rounding.HALF)):
         halves = rounding.Halves.NOT_AT_ALL
     types = [place for place, argument in enumerate(arguments) if "ScalarType" in str(argument.real_type)]
