@@ -351,8 +351,7 @@ class Reference(torch.fx.Interpreter):
         """The engine's value in place of the reference, so that what follows is still compared."""
         seen = self._seen.values.get(node.name, {})
         described = node.meta.get("val")
-        gives_nothing = "val" in node.meta and all(leaf is None for leaf in tree_flatten(described)[0])
-        if node.target is not operator.getitem and (seen or not gives_nothing):
+        if node.target is not operator.getitem and not _gives_nothing(node.target):
             for output, (_, ge_node) in seen.items() or [("0", (None, ""))]:
                 self._add(node, output, NO_REFERENCE, reason=reason, ge_node=str(ge_node))
         if isinstance(described, (tuple, list)):
@@ -362,6 +361,13 @@ class Reference(torch.fx.Interpreter):
     def _add(self, node: torch.fx.Node, output: str, status: str, **found: Any) -> None:
         tensor = FxTensor(self._seen.graph, node.name, output, str(node.target), status, _line(node), **found)
         self._report.tensors.append(tensor)
+
+
+def _gives_nothing(target: Any) -> bool:
+    """Is it an operator without results, or whose only one is declared to be None, as torchair's that begin and end a scope?"""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return all(str(result.type) == "NoneType" for result in target._schema.returns)
 
 
 def _leaves(value: Any, path: tuple = ()) -> list[tuple[str, Any]]:

@@ -161,7 +161,7 @@ def test_an_operator_without_a_cpu_kernel_goes_on_with_the_engines_value(monkeyp
 
 def test_what_orders_operators_needs_no_reference():
     def function(x, y):
-        with torchair.scope.npu_stream_switch("2", 3):
+        with torchair.scope.npu_stream_switch("2", 3), torchair.scope.limit_core_num(4, 5):
             y = y.exp()
         return torchair.scope.npu_wait_tensor(x * 2, y) + 1, y
 
