@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_graph.engine import compare
+from moe_graph.foundation import compat
 
 _COMPILERS = ("torchair.npu_fx_compiler", "npugraph_ex.npu_fx_compiler")
 
@@ -82,7 +83,7 @@ class Eager(compare.Reference):
         # torchair.ops: for graphs alone, with lengths as tensors; the operator of torch_npu that bears the name has them as lists.
         eager = getattr(getattr(torch.ops.npu, target._opname), target._overloadname)
         types = {argument.name: str(argument.type) for argument in eager._schema.arguments}
-        given = {**dict(zip([argument.name for argument in target._schema.arguments], args)), **kwargs}
+        given = compat.given_by_name(target._schema, args, kwargs)
         lists = {
             name for name, value in given.items() if isinstance(value, Tensor) and "List[int]" in types.get(name, "")
         }

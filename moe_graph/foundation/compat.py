@@ -33,6 +33,11 @@ def has_argument(operator: torch._ops.OpOverload, name: str) -> bool:
     return any(argument.name == name for argument in operator._schema.arguments)
 
 
+def given_by_name(schema: torch._C.FunctionSchema, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an operator's call by their names, without defaults."""
+    return {**dict(zip((argument.name for argument in schema.arguments), args)), **kwargs}
+
+
 def define(library: Library, schema: str) -> None:
     """Define an operator, promising torch.compile what it can be promised (the tag came with torch 2.2)."""
     tag = getattr(torch.Tag, "pt2_compliant_tag", None)

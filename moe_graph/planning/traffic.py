@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from moe_graph.foundation import compat
 from moe_graph.planning import formats
 
 # Of their first operand these read no more than they return; those write into it no more than what they are given.
@@ -80,7 +81,7 @@ def _arguments(operator: torch._ops.OpOverload, args: Any, kwargs: Any, wanted: 
     names = [argument.name for argument in operator._schema.arguments if wanted(argument)]
     if not names:
         return []
-    given = {**dict(zip((argument.name for argument in operator._schema.arguments), args)), **kwargs}
+    given = compat.given_by_name(operator._schema, args, kwargs)
     return tensors([given.get(name) for name in names])
 
 

@@ -58,13 +58,13 @@ class Operator:
         everywhere = qualified in ACROSS_DEVICES or _is_foreach_in_place(schema)
         self._across = _Across(everywhere, everywhere or qualified in LISTS_ACROSS_DEVICES)
         self._host_results = HOST_RESULTS.get(qualified, ())
-        self._names = [argument.name for argument in schema.arguments] if qualified in SEEDED else []
+        self._is_seeded = qualified in SEEDED
         self._seeds_are_results = qualified in HOST_RESULTS  # tensors, which are the device's in a captured graph
         self.position = eager_random.generator_position(overload)
         by_tag = torch.Tag.nondeterministic_seeded in overload.tags and qualified not in SEEDED | GIVEN_SEED
         self.draws = self.position is not None or by_tag
         self._outs = tuple(argument.name for argument in schema.arguments if argument.is_out)
-        self.is_special = bool(self._names or self.draws or self._host_results)
+        self.is_special = bool(self._is_seeded or self.draws or self._host_results)
         self._is_plain = not self.is_special and all(a.name != "device" for a in schema.arguments)
         # An overload hands all on to its handle; a call less.
         self._compute = self.function._op if isinstance(self.function, torch._ops.OpOverload) else self.function
@@ -170,7 +170,8 @@ class Operator:
             device = torch.device("npu", torch.npu.current_device()) if unnumbered else asked
         if device.type == "npu" and self._wants_seed(args, kwargs):
             seed, offset = eager_random.advance(torch.npu.default_generators[device.index or 0])
-            cpu_kwargs = {**dict(zip(self._names, cpu_args)), **cpu_kwargs, "seed": seed, "offset": offset}
+            given = compat.given_by_name(self.overload._schema, cpu_args, cpu_kwargs)
+            cpu_kwargs = {**given, "seed": seed, "offset": offset}
             cpu_args = []
         if self.draws and device.type == "npu":
             given = kwargs.get("generator")
@@ -196,9 +197,9 @@ class Operator:
 
     def _wants_seed(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Does the operator draw by a seed that the caller has not given?"""
-        if not self._names:
+        if not self._is_seeded:
             return False
-        given = {**dict(zip(self._names, args)), **kwargs}
+        given = compat.given_by_name(self.overload._schema, args, kwargs)
         drawn = given.get("keep_prob", 1.0) != 1.0 and given.get("dropout_mask") is None
         return drawn and not given.get("seed")
 

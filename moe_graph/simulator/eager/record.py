@@ -6,7 +6,7 @@ What the recorded function holds are views of raw memory: it keeps no tensor of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -133,7 +133,7 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
     try:
         results = operator.overload(*metas, **kwargs)
         for name, place in EMPTY_WITHOUT.get(schema.name, {}).items():
-            value = given_by_name(schema, metas, kwargs).get(name)
+            value = compat.given_by_name(schema, metas, kwargs).get(name)
             if not isinstance(value, Tensor) and not value:
                 results = (*results[:place], results[place].new_empty(0), *results[place + 1 :])
         return results
@@ -149,14 +149,9 @@ def _fake(operator: Operator, metas: list[Any], kwargs: dict[str, Any]) -> Any:
             ) from error
 
 
-def given_by_name(schema: torch._C.FunctionSchema, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names, without defaults."""
-    return {**dict(zip([argument.name for argument in schema.arguments], args)), **kwargs}
-
-
 def written(schema: torch._C.FunctionSchema, metas: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operator writes to, in the shapes that they have. torch_npu declares some as a plain list `out`."""
-    given = given_by_name(schema, metas, kwargs)
+    given = compat.given_by_name(schema, metas, kwargs)
     return [
         value
         for argument in schema.arguments

@@ -19,6 +19,8 @@ import torch
 import typing_extensions
 from torch import Tensor
 
+from moe_graph.foundation import compat
+
 Observer = Callable[[torch._ops.OpOverload, tuple, dict], None]
 
 observers: list[Observer] = []
@@ -106,8 +108,7 @@ def _copy(source: Tensor, target: str, non_blocking: bool, destination: Tensor) 
 
 def _counts_repeats(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Are the repeats a tensor, and the size of the result not given?"""
-    names = [argument.name for argument in overload._schema.arguments]
-    given = {**dict(zip(names, args)), **kwargs}
+    given = compat.given_by_name(overload._schema, args, kwargs)
     return isinstance(given.get("repeats"), Tensor) and given.get("output_size") is None
 
 
