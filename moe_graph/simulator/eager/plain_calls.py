@@ -13,7 +13,6 @@ import hashlib
 import logging
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from moe_graph.foundation import compat, cpu, machine
 from moe_graph.operators import foreach, rounding
 from moe_graph.simulator.eager import aten_operators, dtypes
 from moe_graph.simulator.eager.call import Operator
-from moe_graph.simulator.runtime import cache, captured, launches
+from moe_graph.simulator.runtime import build, cache, captured, launches
 from moe_graph.simulator.runtime.errors import SimulatorError
 
 VARIABLE = "MOE_GRAPH_SIM_PLAIN_CALLS"
@@ -144,8 +143,7 @@ def _compile_into(folder: Path) -> list[str]:
     if compiler is None:
         raise SimulatorError("no C++ compiler: install g++ or clang++, or set CXX")
     root = Path(torch.__file__).parent
-    command = [
-        *compiler,
+    arguments = [
         *_FLAGS,
         "-std=c++20" if compat.TORCH >= (2, 9) else "-std=c++17",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
@@ -154,11 +152,6 @@ def _compile_into(folder: Path) -> list[str]:
         f"-L{root / 'lib'}",
         "-ltorch_cpu",
         "-lc10",
-        "-o",
-        str(folder / _LIBRARY),
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-        raise SimulatorError(f"the C++ compiler failed on {_SOURCE.name} ({' '.join(compiler)}): {errors[0].strip()}")
+    build.compile_library("C++", compiler, folder / _LIBRARY, arguments)
     return [_LIBRARY]

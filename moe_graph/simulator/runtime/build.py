@@ -104,14 +104,19 @@ def _build_into(folder: Path, wheel: Path) -> list[str]:
 
 
 def _compile(compiler: list[str], output: Path, arguments: list[str]) -> None:
-    command = [*compiler, *_FLAGS, *arguments, f"-Wl,-soname,{output.name}", "-o", str(output)]
+    compile_library("C", compiler, output, [*_FLAGS, *arguments, f"-Wl,-soname,{output.name}"])
+
+
+def compile_library(language: str, compiler: list[str], output: Path, arguments: list[str]) -> None:
+    """Run a compiler. Raises SimulatorError with its first error if it fails."""
+    command = [*compiler, *arguments, "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         lines = (
             [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
         )
         raise SimulatorError(
-            f"the C compiler failed on {output.name} ({shlex.join(command[: len(compiler)])}): {lines[0].strip()}"
+            f"the {language} compiler failed on {output.name} ({shlex.join(command[: len(compiler)])}): {lines[0].strip()}"
         )
 
 
