@@ -106,7 +106,8 @@ def rounded_once(
 ) -> Callable[..., Any] | None:
     """An operator of aten as `LISTED` wants it, on CPU tensors; None if it is not listed. `function`: what computes it, if not itself."""
     schema, name = overload._schema, base_name(overload)
-    if name not in LISTED:
+    way, position = halves(overload)
+    if way is Halves.AS_THEY_ARE:
         return None
     names = [argument.name for argument in schema.arguments]
     written = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
@@ -120,13 +121,11 @@ def rounded_once(
         numbers=frozenset(_ROUNDED_NUMBERS.get(name, ()))
         | {names.index(n) for n in _ROUNDED_NUMBERS.get(name, ()) if n in names},
     )
-    if name in _ROUNDED_BY_THE_CPU.split() and not written:
+    if way is Halves.AS_A_PRODUCT:
         return _by_the_cpu(function or overload, wide)
-    if name not in _ONLY_WITH:
+    if way is Halves.NOT_AT_ALL:
         return wide
-    condition = _ONLY_WITH[name]
-    position = names.index(condition) if condition in names else len(names)
-
+    condition = names[position]
     plain = function or overload
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -158,7 +157,7 @@ def halves(overload: torch._ops.OpOverload) -> tuple[Halves, int]:
     names = [argument.name for argument in schema.arguments]
     if name in _ROUNDED_BY_THE_CPU.split() and len(names) == 2:
         return Halves.AS_A_PRODUCT, -1
-    if name in _ONLY_WITH and _ONLY_WITH[name] in names:
+    if name in _ONLY_WITH:
         return Halves.IF_ONE, names.index(_ONLY_WITH[name])
     return Halves.NOT_AT_ALL, -1
 
