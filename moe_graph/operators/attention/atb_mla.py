@@ -119,23 +119,11 @@ def latent_attention_out(*args: Any, output: Tensor, **options: Any) -> Tensor:
 
 
 def latent_attention_lse(
-    q_nope: Tensor,
-    q_rope: Tensor,
-    ctkv: Tensor,
-    k_rope: Tensor,
-    block_tables: Tensor,
-    context_lens: Sequence[int],
-    q_headnum: int,
-    qk_scale: float,
-    kv_headnum: int,
-    return_lse: bool,
-    *,
-    workspace: Tensor | None = None,
-    **options: Any,
+    q_nope: Tensor, q_rope: Tensor, *args: Any, workspace: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """output and lse, as the module's document says. Raises ValueError on arguments that it excludes."""
-    given = (q_nope, q_rope, ctkv, k_rope, block_tables, context_lens, q_headnum, qk_scale, kv_headnum)
-    output, lse = _attention(*given, **options)
+    *given, return_lse = args
+    output, lse = _attention(q_nope, q_rope, *given, **options)
     wanted = return_lse and options.get("calc_type") == _RING
     return output.to(q_rope.dtype), lse.to(q_rope.dtype) if wanted else None
 

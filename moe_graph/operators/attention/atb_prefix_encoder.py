@@ -11,6 +11,7 @@ Not served: other mask_type than mask_type_causal_mask, which the docstring does
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,25 +52,9 @@ def prefix_encoder_out(
     return over_pages(_check, query, *caches, seqlen, kv_seqlen, *sizes, output, atb_masks.CAUSAL)
 
 
-def prefix_encoder(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_tables: Tensor,
-    seqlen: Sequence[int],
-    kv_seqlen: Sequence[int],
-    q_headnum: int,
-    qk_scale: float,
-    kv_headnum: int,
-    *,
-    mask: Tensor | None = None,
-    slopes: Tensor | None = None,
-    mask_type: str | None = None,
-) -> Tensor:
+def prefix_encoder(query: Tensor, *args: Any, **options: Any) -> Tensor:
     """The attention, a new tensor."""
-    given = (query, key, value, block_tables, seqlen, kv_seqlen, q_headnum, qk_scale, kv_headnum)
-    output = torch.empty_like(query)
-    return prefix_encoder_out(*given, mask=mask, slopes=slopes, mask_type=mask_type, output=output)
+    return prefix_encoder_out(query, *args, output=torch.empty_like(query), **options)
 
 
 OPERATOR = of_torch_npu("npu_self_attention_prefix_encoder", prefix_encoder, namespace="atb")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from moe_graph.operators.checks import Checks
 from moe_graph.operators.declaration import of_torch_npu
+from moe_graph.operators.moe.gating_top_k import largest
 
 _check, _check_groups = Checks("npu_fused_add_topk_div"), Checks("_npu_group_topk")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -57,7 +58,7 @@ def fused_add_topk_div(
     _check.value("k", k, range(1, experts + 1))
     weights = torch.sigmoid(x.float())
     scores = _of_groups(_check, "group_topk", weights + add_num.float(), group_topk, group_num, n)
-    indices = scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    indices = largest(scores, k)
     y = weights.gather(1, indices)
     if is_norm:
         y = y / y.sum(-1, keepdim=True) * scale
@@ -90,8 +91,8 @@ def _of_groups(check: Checks, argument: str, scores: Tensor, kept: int, count: i
     check.value(argument, kept, range(1, count + 1))
     check.value("n", n, range(1, experts // count + 1))
     grouped = scores.view(len(scores), count, experts // count)
-    order = grouped.topk(n).values.sum(-1).sort(dim=-1, descending=True, stable=True).indices
-    stays = torch.zeros(len(scores), count, dtype=torch.bool).scatter_(1, order[:, :kept], True)
+    best = largest(grouped.topk(n).values.sum(-1), kept)
+    stays = torch.zeros(len(scores), count, dtype=torch.bool).scatter_(1, best, True)
     return grouped.masked_fill(~stays.unsqueeze(-1), 0).view(scores.shape)
 
 
