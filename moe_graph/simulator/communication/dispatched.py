@@ -94,7 +94,7 @@ def _dispatched(name: str, method: Callable[..., dist.Work]) -> Callable[..., di
 
 
 def _is_looked_at(args: tuple) -> bool:
-    tensors = tensors_of(args)
+    tensors = tensors_of(*args)
     return bool(tensors) and (
         torch._C._len_torch_dispatch_stack() > 0
         or any(torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python) for tensor in tensors)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_graph.foundation import transforms
 from moe_graph.simulator.communication import place
 from moe_graph.simulator.communication.work import SimulatedWork
 from moe_graph.simulator.runtime import captured, launches
@@ -39,7 +40,7 @@ def _recordable(name: str, method: Callable[..., SimulatedWork]) -> Callable[...
     def communicate(self: Any, *args: Any, **kwargs: Any) -> SimulatedWork:
         if not self.has_values or not captured.is_special() or getattr(_checking, "on", False):
             return method(self, *args, **kwargs)
-        tensors = tensors_of((args, kwargs))
+        tensors = tensors_of(*args, *kwargs.values())
         stream = torch.npu.current_stream(tensors[0].device).npu_stream if tensors else 0
         if captured.state(stream) != captured.CAPTURED:
             return method(self, *args, **kwargs)
@@ -126,13 +127,9 @@ class RecordedWorks(SimulatedWork):
         self.companions = list(works)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of a device among nested arguments."""
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_of(item)]
-    return [value] if is_npu(value) else []
+def tensors_of(*values: Any) -> list[Tensor]:
+    """The tensors of a device among values, those in lists and tuples too."""
+    return [tensor for tensor in transforms.tensors(*values) if is_npu(tensor)]
 
 
 def _weak(value: Any) -> Any:

@@ -130,16 +130,17 @@ class Graph:
         graph writes until somebody else has it; other memory is lost to the graph."""
         segments = torch.npu.memory_snapshot()
         private = _private(segments)
-        pools = private & {_pool(segments, address) for address in self.own} or private
+        pools = private & {_pool(_segment(segments, address)) for address in self.own} or private
         for address, outside in list(self.outside.items()):
             storage = _storage(outside.reference.cdata)
             if storage is not None and storage.data_ptr() == address:
                 continue
-            pool = _pool(segments, address)
+            segment = _segment(segments, address)
+            pool = _pool(segment)
             if pool in pools:
                 del self.outside[address]
                 continue
-            if pool in private and not _is_taken(segments, address):
+            if segment is not None and pool in private and not _is_taken(segment, address):
                 continue  # looked at again at each replay
             raise RuntimeError(
                 f"replay of graph {self.number}: {outside.launch} uses the {outside.size} bytes at {address:#x} of a tensor "
@@ -154,22 +155,25 @@ _storage = torch.UntypedStorage._new_with_weak_ptr
 _address = torch.UntypedStorage.data_ptr
 
 
-def _pool(segments: list[dict[str, Any]], address: int) -> tuple[int, int] | None:
-    """The pool that memory lies in; None: in none, it has been given back to the device."""
+def _segment(segments: list[dict[str, Any]], address: int) -> dict[str, Any] | None:
+    """The allocator's segment that memory lies in; None: in none, it has been given back to the device."""
     for segment in segments:
         if segment["address"] <= address < segment["address"] + segment["total_size"]:
-            return tuple(segment.get("segment_pool_id", (0, 0)))
+            return segment
     return None
 
 
-def _is_taken(segments: list[dict[str, Any]], address: int) -> bool:
-    """Does a tensor lie at this address of a pool?"""
-    for segment in segments:
-        start = segment["address"]
-        for block in segment["blocks"]:
-            if start <= address < start + block["size"]:
-                return bool(block["state"] == "active_allocated")
-            start += block["size"]
+def _pool(segment: dict[str, Any] | None) -> tuple[int, int] | None:
+    return None if segment is None else tuple(segment.get("segment_pool_id", (0, 0)))
+
+
+def _is_taken(segment: dict[str, Any], address: int) -> bool:
+    """Does a tensor lie at this address of the segment?"""
+    start = segment["address"]
+    for block in segment["blocks"]:
+        if address < start + block["size"]:
+            return bool(block["state"] == "active_allocated")
+        start += block["size"]
     return True
 
 
